@@ -1,0 +1,582 @@
+"""Redis is the bus, the database and the cockpit: every key, stream and script stands here.
+
+What this file guarantees: a stream entry and the hash that projects it change in one script or
+not at all; what risk writes carries its lease's epoch and is refused once a newer one exists; a
+signal, a fill, an outcome and a job exist once, however often their writing is repeated. It never
+retries by itself: a lost reply is an error that the caller sees, because a silent second XADD is
+a second order. Text everywhere, units in names, so that redis-cli reads it.
+
+Market keys live under aegis:<mode>:, account keys under aegis:<mode>:<account>:.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import ssl
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+SCHEMA_MAJOR: Final = 1
+SOCKET_TIMEOUT_S: Final = 10
+BLOCK_MS_MAX: Final = 2_000  # well under the socket timeout: an idle stream must not look dead
+HEALTH_CHECK_S: Final = 30  # Heroku cuts idle connections at 300 s
+SEEN_MAX: Final = 20_000  # trade and signal ids remembered for "once"; oldest are forgotten first
+CAUSE_CHARS: Final = 16  # of base32 in a client order id: 80 bits
+assert BLOCK_MS_MAX < SOCKET_TIMEOUT_S * 1000
+
+Fields = Mapping[str, str]
+Op = tuple[Any, ...]
+Entry = tuple[str, dict[str, str]]
+
+
+# --- keys ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Names of all keys of one mode and account."""
+
+    mode: str
+    account: str = "main"
+
+    def market(self, name: str) -> str:
+        return f"aegis:{self.mode}:{name}"
+
+    def own(self, name: str) -> str:
+        return f"aegis:{self.mode}:{self.account}:{name}"
+
+    # market
+    signals = property(lambda self: self.market("signals"))
+    outcomes = property(lambda self: self.market("outcomes"))
+    decisions = property(lambda self: self.market("decisions"))
+    pending = property(lambda self: self.market("pending"))
+    signal_ids = property(lambda self: self.market("signal_ids"))
+    symbols = property(lambda self: self.market("symbols"))
+    nodes = property(lambda self: self.market("nodes"))
+    model_live = property(lambda self: self.market("model:live"))
+    journal = property(lambda self: self.market("journal"))
+    dead = property(lambda self: self.market("dead"))
+    schema = property(lambda self: self.market("schema"))
+    help = property(lambda self: self.market("help"))
+    # account
+    orders = property(lambda self: self.own("orders"))
+    orders_open = property(lambda self: self.own("orders:open"))
+    fills = property(lambda self: self.own("fills"))
+    fill_ids = property(lambda self: self.own("fill_ids"))
+    ledger = property(lambda self: self.own("ledger"))
+    ledger_ids = property(lambda self: self.own("ledger_ids"))
+    positions = property(lambda self: self.own("positions"))
+    portfolio = property(lambda self: self.own("portfolio"))
+    exchange = property(lambda self: self.own("exchange"))
+    breakers = property(lambda self: self.own("breakers"))
+    rate = property(lambda self: self.own("rate"))
+    settings = property(lambda self: self.own("settings"))
+    status = property(lambda self: self.own("status"))
+    armed = property(lambda self: self.own("armed"))
+    lease = property(lambda self: self.own("lease"))
+    epoch = property(lambda self: self.own("epoch"))
+    commands = property(lambda self: self.own("commands"))
+    replies = property(lambda self: self.own("replies"))
+    equity = property(lambda self: self.own("equity"))
+
+    def node(self, name: str, boot: str) -> str:
+        return self.market(f"node:{name}:{boot}")
+
+    def model(self, version: str) -> str:
+        return self.market(f"model:{version}")
+
+    def job(self, name: str, slot: int | str) -> str:
+        return self.market(f"job:{name}:{slot}")
+
+    def order(self, client_id: str) -> str:
+        return self.own(f"order:{client_id}")
+
+    def position(self, symbol: str) -> str:
+        return self.own(f"position:{symbol}")
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One row of the stream table; health and trimming are derived from it."""
+
+    name: str  # attribute of Keys
+    writer: str
+    reader: str
+    entries_max: int  # approximate, trimmed by the writer's XADD and by the trim job
+    rate: str  # what an operator should expect
+    holds: str
+
+
+TABLE: Final = (
+    Stream("signals", "brain", "risk", 5_000, "0-10/s", "signals; a validated XADD is one too"),
+    Stream("outcomes", "brain", "learn job", 5_000, "0-10/s", "features and label, resolved"),
+    Stream("decisions", "brain, risk", "why, status", 5_000, "0-50/s", "verdicts, why it trades"),
+    Stream("journal", "all", "operator", 1_000, "rare", "what an operator would want to know"),
+    Stream("dead", "risk", "operator", 500, "never", "entries that could not be understood"),
+    Stream("orders", "risk", "why, audit", 10_000, "0-50/s", "one entry per order event"),
+    Stream("fills", "risk", "audit, export", 10_000, "0-10/s", "every execution once"),
+    Stream("ledger", "risk", "audit", 10_000, "0-10/s", "every money event once"),
+    Stream("commands", "jobs, operator", "risk", 1_000, "0-1/s", "asked of risk"),
+    Stream("equity", "equity job", "status, web", 5_000, "1/min", "equity over time"),
+)
+_ENTRIES_MAX: Final = {stream.name: stream.entries_max for stream in TABLE}
+
+HELP: Final[dict[str, str]] = {
+    "signals": "stream: brain -> risk; XREVRANGE aegis:<mode>:signals + - COUNT 3",
+    "outcomes": "stream: each signal's end (win, loss, timeout), what the model learns from",
+    "decisions": "stream: each candidate's and signal's verdicts, down to the check that refused",
+    "pending": "hash: open signals by id, JSON, followed until stop, target or time-out",
+    "signal_ids": "zset: ids of recent signals, so that one exists once",
+    "symbols": "hash: the universe; name -> why it is in",
+    "nodes": "zset: node rows by last heartbeat (Redis seconds); see node:<name>:<boot>",
+    "node:<name>:<boot>": "hash: a node's counters, ring lag, ages and latencies, once a second",
+    "model:live": "hash: the model that brains use; version, counts, last outcome learned",
+    "job:<name>:<slot>": "string: running:<token> or done, so that a job runs once per slot",
+    "journal": "stream: what an operator would want to know",
+    "dead": "stream: entries that could not be understood, with the reason",
+    "schema": "hash: version, mode and world of this keyspace",
+    "help": "hash: this text",
+    "<account>:orders": "stream: each order event, from intent to filled, canceled, expired",
+    "<account>:order:<id>": "hash: one order, its state and cause",
+    "<account>:orders:open": "set: client ids of orders without a terminal state",
+    "<account>:fills": "stream: every execution once, by trade id",
+    "<account>:fill_ids": "zset: trade ids already recorded",
+    "<account>:ledger": "stream: realised, fee, funding, transfer; each money event once",
+    "<account>:ledger_ids": "zset: money events already recorded",
+    "<account>:positions": "set: symbols with a position; see position:<symbol>",
+    "<account>:position:<symbol>": "hash: side, qty, entry, stop and target orders, confidence",
+    "<account>:portfolio": "hash: wallet, equity, realised, fees, exposure, trade counts",
+    "<account>:exchange": "hash: the last snapshot of the exchange's truth, its time and epoch",
+    "<account>:settings": "hash: the risk settings in force",
+    "<account>:status": "hash: the one-line answer to 'how is it?'",
+    "<account>:armed": "string: entries are allowed only while this exists; DEL stops entries",
+    "<account>:lease": "string: the risk process that may act, for three seconds at a time",
+    "<account>:epoch": "string: the lease's fencing number",
+    "<account>:commands": "stream: asked of risk; answered in replies",
+    "<account>:replies": "hash: command id -> answer",
+    "<account>:equity": "stream: equity over time",
+}
+
+
+# --- ids -------------------------------------------------------------------------------------
+
+
+def _base32(text: str, chars: int) -> str:
+    digest = hashlib.blake2b(text.encode(), digest_size=20).digest()
+    return base64.b32encode(digest).decode().lower()[:chars]
+
+
+def cause_id(world: str, symbol: str, timeframe: str, bar_ms: int, side: str, rule: str) -> str:
+    """A signal's id: the same cause has the same id on every node, at every repetition."""
+    return _base32(f"{world}|{symbol}|{timeframe}|{bar_ms}|{side}|{rule}", 26)
+
+
+def prefix3(keys: Keys) -> str:
+    """Three characters that tell our client ids from another deployment's on one account."""
+    return _base32(keys.own(""), 3)
+
+
+def client_id(prefix: str, cause: str, leg: str, revision: int = 0) -> str:
+    """Client order id, 23 characters or a little more: ag + prefix + cause + leg + revision.
+
+    Legs: e entry, s stop, t target, c emergency close, x exit.
+    """
+    if len(leg) != 1 or leg not in "estcx":
+        raise ValueError(f"unknown leg {leg!r}")
+    made = f"ag{prefix}{_base32(cause, CAUSE_CHARS)}{leg}{revision}"
+    assert len(made) <= 36
+    return made
+
+
+# --- connections -----------------------------------------------------------------------------
+
+
+def _connection_settings(url: str, connections_max: int) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "decode_responses": True,
+        "protocol": 2,
+        "socket_timeout": SOCKET_TIMEOUT_S,
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "health_check_interval": HEALTH_CHECK_S,
+        "max_connections": connections_max,
+    }
+    if url.startswith("rediss://"):  # Heroku's certificate is self-signed
+        settings["ssl_cert_reqs"] = ssl.CERT_NONE
+    return settings
+
+
+def connect(url: str, connections_max: int = 2) -> redis.Redis:
+    """A client that never repeats a command by itself. Does not connect yet."""
+    settings = _connection_settings(url, connections_max)
+    return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **settings)
+
+
+def connect_async(url: str, connections_max: int = 3) -> redis.asyncio.Redis:
+    """As connect, for asyncio. A blocking read occupies one connection."""
+    settings = _connection_settings(url, connections_max)
+    return redis.asyncio.Redis.from_url(url, retry=AsyncRetry(NoBackoff(), 0), **settings)
+
+
+def _stream_of(key: str) -> str:
+    return key.rsplit(":", 1)[-1]
+
+
+def publish(r: redis.Redis, key: str, fields: Fields) -> str:
+    """Append one entry; the stream stays near its bound of TABLE. Returns the entry's id."""
+    bound = _ENTRIES_MAX[_stream_of(key)]
+    return str(r.xadd(key, dict(fields), maxlen=bound, approximate=True))  # type: ignore[arg-type]
+
+
+async def publish_async(r: redis.asyncio.Redis, key: str, fields: Fields) -> str:
+    """As publish, for asyncio."""
+    bound = _ENTRIES_MAX[_stream_of(key)]
+    made = await r.xadd(key, dict(fields), maxlen=bound, approximate=True)  # type: ignore[arg-type]
+    return str(made)
+
+
+async def ensure_group(r: redis.asyncio.Redis, key: str, group: str, start: str = "$") -> bool:
+    """Make stream and group if missing; True when made. `start` "$" is now, "0" everything."""
+    try:
+        await r.xgroup_create(key, group, id=start, mkstream=True)
+    except redis.ResponseError as error:
+        if "BUSYGROUP" not in str(error):
+            raise
+        return False
+    return True
+
+
+async def read_group(
+    r: redis.asyncio.Redis,
+    keys: Sequence[str],
+    group: str,
+    consumer: str,
+    *,
+    own_pending: bool = False,
+    count: int = 64,
+    block_ms: int | None = None,
+) -> list[tuple[str, str, dict[str, str]]]:
+    """(stream, id, fields) of new entries, or of this consumer's own pending ones.
+
+    After every connection error read the own pending list first: an entry whose reply was lost
+    is there and is shown nowhere else. An entry that was trimmed away while pending has {}.
+    """
+    if block_ms is not None and not 0 < block_ms <= BLOCK_MS_MAX:
+        raise ValueError(f"block_ms must lie in 1..{BLOCK_MS_MAX}")
+    cursor = "0" if own_pending else ">"
+    wanted: Any = dict.fromkeys(keys, cursor)
+    answer: Any = await r.xreadgroup(group, consumer, wanted, count=count, block=block_ms)
+    return [
+        (stream, entry_id, fields or {})
+        for stream, entries in answer or []
+        for entry_id, fields in entries
+    ]
+
+
+async def dead_letter(
+    r: redis.asyncio.Redis, keys: Keys, stream: str, group: str, entry: Entry, why: str
+) -> None:
+    """Set an entry aside with its reason and acknowledge it, in one transaction."""
+    entry_id, fields = entry
+    async with r.pipeline(transaction=True) as pipe:
+        pipe.xadd(
+            keys.dead,
+            {"stream": stream, "id": entry_id, "why": why, "fields": json.dumps(fields)},
+            maxlen=_ENTRIES_MAX["dead"],
+            approximate=True,
+        )
+        pipe.xack(stream, group, entry_id)
+        await pipe.execute()
+
+
+# --- scripts ---------------------------------------------------------------------------------
+# All validation first, all writes last: a script has no rollback.
+
+_COMMIT = """
+-- KEYS: epoch armed ack-stream unless... then the keys of the operations
+-- ARGV: epoch | need-armed 0/1 | ack group or "" | ack id | number of unless keys | ops as JSON
+local epoch, unless_n = ARGV[1], tonumber(ARGV[5])
+local verdict = "ok"
+if redis.call("GET", KEYS[1]) ~= epoch then return "stale" end
+if ARGV[2] == "1" and redis.call("EXISTS", KEYS[2]) == 0 then return "disarmed" end
+for i = 1, unless_n do
+  if redis.call("EXISTS", KEYS[3 + i]) == 1 then verdict = "duplicate" end
+end
+if ARGV[3] ~= "" then redis.call("XACK", KEYS[3], ARGV[3], ARGV[4]) end
+if verdict ~= "ok" then return verdict end
+for _, op in ipairs(cjson.decode(ARGV[6])) do
+  local name, key = op[1], KEYS[op[2]]
+  if name == "xadd" then
+    redis.call("XADD", key, "MAXLEN", "~", op[3], "*", unpack(op[4]))
+  elseif name == "xadd_once" then
+    local seen = KEYS[op[5]]
+    if redis.call("ZADD", seen, "NX", op[7], op[6]) == 1 then
+      redis.call("XADD", key, "MAXLEN", "~", op[3], "*", unpack(op[4]))
+      redis.call("ZREMRANGEBYRANK", seen, 0, -tonumber(op[8]) - 1)
+    end
+  elseif name == "hset" then redis.call("HSET", key, unpack(op[3]))
+  elseif name == "hdel" then redis.call("HDEL", key, unpack(op[3]))
+  elseif name == "sadd" then redis.call("SADD", key, op[3])
+  elseif name == "srem" then redis.call("SREM", key, op[3])
+  elseif name == "del" then redis.call("DEL", key)
+  elseif name == "expire" then redis.call("EXPIRE", key, op[3])
+  end
+end
+return "ok"
+"""
+
+_LEASE_TAKE = """
+-- KEYS: lease epoch   ARGV: holder ttl_ms   -> new epoch, or 0 while another holds it
+if redis.call("EXISTS", KEYS[1]) == 1 then return 0 end
+local now = redis.call("TIME")
+local now_ms = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
+local epoch = math.max(tonumber(redis.call("GET", KEYS[2]) or "0") + 1, now_ms)
+local text = string.format("%.0f", epoch)
+redis.call("SET", KEYS[2], text)
+redis.call("SET", KEYS[1], ARGV[1], "PX", ARGV[2])
+return text
+"""
+
+_LEASE_RENEW = """
+-- GET and PEXPIRE only: works on a full Redis
+if redis.call("GET", KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call("PEXPIRE", KEYS[1], ARGV[2])
+"""
+
+_LEASE_DROP = """
+if redis.call("GET", KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call("DEL", KEYS[1])
+"""
+
+_PUT_SIGNAL = """
+-- KEYS: signals pending signal_ids   ARGV: id score seen_max maxlen pending-json fields...
+if redis.call("ZADD", KEYS[3], "NX", ARGV[2], ARGV[1]) == 0 then return false end
+redis.call("ZREMRANGEBYRANK", KEYS[3], 0, -tonumber(ARGV[3]) - 1)
+redis.call("HSET", KEYS[2], ARGV[1], ARGV[5])
+return redis.call("XADD", KEYS[1], "MAXLEN", "~", ARGV[4], "*", unpack(ARGV, 6))
+"""
+
+_PUT_OUTCOME = """
+-- KEYS: outcomes pending   ARGV: id maxlen fields...
+if redis.call("HDEL", KEYS[2], ARGV[1]) == 0 then return 0 end
+redis.call("XADD", KEYS[1], "MAXLEN", "~", ARGV[2], "*", unpack(ARGV, 3))
+return 1
+"""
+
+_JOB_TAKE = """
+-- one run per slot: a killed worker's slot frees itself after the job's own limit
+if redis.call("SET", KEYS[1], "running:" .. ARGV[1], "NX", "PX", ARGV[2]) then return 1 end
+return 0
+"""
+
+_JOB_DONE = """
+if redis.call("GET", KEYS[1]) ~= "running:" .. ARGV[1] then return 0 end
+redis.call("SET", KEYS[1], "done", "PX", ARGV[2])
+return 1
+"""
+
+_MODEL_CAS = """
+-- KEYS: model:live   ARGV: expected last id, fields...   learned once and in order
+local last = redis.call("HGET", KEYS[1], "last_id") or ""
+if last ~= ARGV[1] then return 0 end
+redis.call("HSET", KEYS[1], unpack(ARGV, 2))
+return 1
+"""
+
+Verdict = Literal["ok", "stale", "disarmed", "duplicate"]
+
+
+def _flat(fields: Mapping[str, object]) -> list[str]:
+    return [str(part) for pair in fields.items() for part in pair]
+
+
+def _commit_call(
+    keys: Keys,
+    epoch: int,
+    ops: Iterable[Op],
+    ack: tuple[str, str, str] | None,
+    armed: bool,
+    unless: Sequence[str],
+) -> tuple[list[str], list[str]]:
+    """KEYS and ARGV of one commit: operations name their keys by position."""
+    names = [keys.epoch, keys.armed, ack[0] if ack else keys.signals, *unless]
+    places: dict[str, int] = {}
+
+    def place(key: str) -> int:
+        if key not in places:
+            names.append(key)
+            places[key] = len(names)
+        return places[key]
+
+    encoded: list[list[object]] = []
+    for op in ops:
+        name, key = op[0], place(op[1])
+        if name == "xadd":
+            encoded.append([name, key, _ENTRIES_MAX[_stream_of(op[1])], _flat(op[2])])
+        elif name == "xadd_once":
+            bound = _ENTRIES_MAX[_stream_of(op[1])]
+            seen, member, score = place(op[3]), str(op[4]), str(op[5])
+            encoded.append([name, key, bound, _flat(op[2]), seen, member, score, SEEN_MAX])
+        elif name == "hset":
+            encoded.append([name, key, _flat(op[2])])
+        elif name == "hdel":
+            encoded.append([name, key, [str(field) for field in op[2]]])
+        elif name in ("sadd", "srem", "expire"):
+            encoded.append([name, key, str(op[2])])
+        elif name == "del":
+            encoded.append([name, key])
+        else:
+            raise ValueError(f"unknown operation {name!r}")
+        if name in ("xadd", "hset", "hdel") and not op[2]:
+            raise ValueError(f"{name} on {op[1]} without fields")
+    argv = [
+        str(epoch),
+        "1" if armed else "0",
+        ack[1] if ack else "",
+        ack[2] if ack else "",
+        str(len(unless)),
+        json.dumps(encoded),
+    ]
+    return names, argv
+
+
+async def commit(
+    r: redis.asyncio.Redis,
+    keys: Keys,
+    *,
+    epoch: int,
+    ops: Iterable[Op],
+    ack: tuple[str, str, str] | None = None,
+    armed: bool = False,
+    unless: Sequence[str] = (),
+) -> Verdict:
+    """Risk's only way to write: all operations, or none.
+
+    Refused as "stale" when a newer epoch exists, as "disarmed" when `armed` is asked for and the
+    key is gone, as "duplicate" when one of `unless` exists (the signal is acknowledged all the
+    same). Operations: ("xadd", key, fields), ("xadd_once", key, fields, seen_zset, member, score),
+    ("hset", key, fields), ("hdel", key, names), ("sadd"|"srem", key, member), ("del", key),
+    ("expire", key, seconds). `ack` is (stream, group, entry id).
+    """
+    names, argv = _commit_call(keys, epoch, ops, ack, armed, unless)
+    return await _eval_async(r, _COMMIT, names, argv)  # type: ignore[no-any-return]
+
+
+def _sha(script: str) -> str:
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()  # Redis's choice
+
+
+async def _eval_async(
+    r: redis.asyncio.Redis, script: str, names: Sequence[str], argv: Sequence[Any]
+) -> Any:
+    """EVALSHA; a server that forgot the script (restart, flush) gets it again."""
+    try:
+        return await r.evalsha(_sha(script), len(names), *names, *argv)
+    except redis.exceptions.NoScriptError:
+        return await r.eval(script, len(names), *names, *argv)
+
+
+def _eval(r: redis.Redis, script: str, names: Sequence[str], argv: Sequence[Any]) -> Any:
+    try:
+        return r.evalsha(_sha(script), len(names), *names, *argv)
+    except redis.exceptions.NoScriptError:
+        return r.eval(script, len(names), *names, *argv)
+
+
+async def lease_take(r: redis.asyncio.Redis, keys: Keys, holder: str, ttl_ms: int) -> int:
+    """A new epoch when the lease was free, else 0. An epoch is never below Redis's own clock."""
+    return int(await _eval_async(r, _LEASE_TAKE, [keys.lease, keys.epoch], [holder, ttl_ms]))
+
+
+async def lease_renew(r: redis.asyncio.Redis, keys: Keys, holder: str, ttl_ms: int) -> bool:
+    """False when the lease is no longer ours."""
+    return bool(await _eval_async(r, _LEASE_RENEW, [keys.lease], [holder, ttl_ms]))
+
+
+async def lease_drop(r: redis.asyncio.Redis, keys: Keys, holder: str) -> bool:
+    """Give the lease back, if it is ours."""
+    return bool(await _eval_async(r, _LEASE_DROP, [keys.lease], [holder]))
+
+
+def put_signal(
+    r: redis.Redis, keys: Keys, signal: Fields, pending_json: str, score_ms: int
+) -> str | None:
+    """Publish a signal and its open state together; None when this id was published before."""
+    argv = [signal["id"], score_ms, SEEN_MAX, _ENTRIES_MAX["signals"], pending_json]
+    made = _eval(
+        r, _PUT_SIGNAL, [keys.signals, keys.pending, keys.signal_ids], argv + _flat(signal)
+    )
+    return str(made) if made else None
+
+
+def put_outcome(r: redis.Redis, keys: Keys, signal_id: str, fields: Fields) -> bool:
+    """Publish a signal's outcome if it is still pending: each outcome exists once."""
+    argv = [signal_id, _ENTRIES_MAX["outcomes"], *_flat(fields)]
+    return bool(_eval(r, _PUT_OUTCOME, [keys.outcomes, keys.pending], argv))
+
+
+def job_take(
+    r: redis.Redis, keys: Keys, name: str, slot: int | str, token: str, limit_s: float
+) -> bool:
+    """True for exactly one taker of a slot; a taker that dies frees it after `limit_s`."""
+    return bool(_eval(r, _JOB_TAKE, [keys.job(name, slot)], [token, int(limit_s * 1000)]))
+
+
+def job_done(
+    r: redis.Redis, keys: Keys, name: str, slot: int | str, token: str, remember_s: float
+) -> bool:
+    """Mark the slot done for `remember_s`, if it is still this taker's."""
+    return bool(_eval(r, _JOB_DONE, [keys.job(name, slot)], [token, int(remember_s * 1000)]))
+
+
+def model_cas(r: redis.Redis, keys: Keys, expected_last_id: str, fields: Fields) -> bool:
+    """Replace the live model if nobody learned in between; `fields` carries the new last_id."""
+    return bool(_eval(r, _MODEL_CAS, [keys.model_live], [expected_last_id, *_flat(fields)]))
+
+
+# --- identity --------------------------------------------------------------------------------
+
+
+class IdentityError(Exception):
+    """This keyspace belongs to another mode, world or version; the sentence says what to do."""
+
+
+def ensure_identity(r: redis.Redis, keys: Keys, world: str, created_ms: int) -> None:
+    """Claim an empty keyspace for (mode, world), or refuse one that belongs to another.
+
+    Raises IdentityError. Two first starts agree: HSETNX decides, the loser compares.
+    """
+    stored: dict[str, str] = r.hgetall(keys.schema)  # type: ignore[assignment]
+    if not stored and r.hsetnx(keys.schema, "world", world):
+        r.hset(
+            keys.schema,
+            mapping={"major": SCHEMA_MAJOR, "mode": keys.mode, "created_ms": created_ms},
+        )
+        r.hset(keys.help, mapping=HELP)  # type: ignore[arg-type]
+        return
+    stored = r.hgetall(keys.schema)  # type: ignore[assignment]
+    if int(stored.get("major", SCHEMA_MAJOR)) > SCHEMA_MAJOR:
+        raise IdentityError(
+            f"this Redis is in use by a newer version (schema {stored['major']}, ours is "
+            f"{SCHEMA_MAJOR}): update this one."
+        )
+    if stored.get("mode", keys.mode) != keys.mode:
+        raise IdentityError(
+            f"the keys under {keys.market('')} belong to mode {stored['mode']}: give each mode its "
+            "own Redis or database."
+        )
+    if stored.get("world") != world:
+        raise IdentityError(
+            f"this Redis holds world {stored.get('world')} but the exchange is world {world}: "
+            "start with --keep to resume, or run `./aegis purge` to begin anew."
+        )
+    r.hset(keys.help, mapping=HELP)  # type: ignore[arg-type]
