@@ -1,0 +1,304 @@
+"""Redis: what must exist once exists once, whatever is repeated, on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+import redis.asyncio
+
+import streams
+from streams import Keys
+
+KEYS = Keys("sim")
+
+
+def run(url: str, body: Callable[[redis.asyncio.Redis], Awaitable[None]]) -> None:
+    async def main() -> None:
+        r = streams.connect_async(url)
+        try:
+            await body(r)
+        finally:
+            await r.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_commit_writes_all_of_its_operations(redis_url: str) -> None:
+    async def body(r: redis.asyncio.Redis) -> None:
+        epoch = await streams.lease_take(r, KEYS, "me", 3000)
+        verdict = await streams.commit(
+            r,
+            KEYS,
+            epoch=epoch,
+            ops=[
+                ("xadd", KEYS.orders, {"state": "intent"}),
+                ("hset", KEYS.order("a"), {"state": "intent"}),
+                ("sadd", KEYS.orders_open, "a"),
+                ("sadd", KEYS.orders_open, "b"),
+                ("srem", KEYS.orders_open, "b"),
+                ("expire", KEYS.order("a"), 60),
+            ],
+        )
+        assert verdict == "ok"
+        assert await r.xlen(KEYS.orders) == 1
+        assert await r.hgetall(KEYS.order("a")) == {"state": "intent"}
+        assert await r.smembers(KEYS.orders_open) == {"a"}
+        assert 0 < await r.ttl(KEYS.order("a")) <= 60
+
+    run(redis_url, body)
+
+
+def test_an_older_epoch_writes_nothing_and_acks_nothing(redis_url: str) -> None:
+    async def body(r: redis.asyncio.Redis) -> None:
+        await streams.ensure_group(r, KEYS.signals, "main", "0")
+        entry = await streams.publish_async(r, KEYS.signals, {"id": "s"})
+        await streams.read_group(r, [KEYS.signals], "main", "main")
+        old = await streams.lease_take(r, KEYS, "one", 3000)
+        await streams.lease_drop(r, KEYS, "one")
+        new = await streams.lease_take(r, KEYS, "two", 3000)
+        assert new > old
+        ops = [("xadd", KEYS.orders, {"state": "intent"})]
+        ack = (KEYS.signals, "main", entry)
+        assert await streams.commit(r, KEYS, epoch=old, ops=ops, ack=ack) == "stale"
+        assert await r.xlen(KEYS.orders) == 0
+        assert (await r.xpending(KEYS.signals, "main"))["pending"] == 1
+        assert await streams.commit(r, KEYS, epoch=new, ops=ops, ack=ack) == "ok"
+        assert (await r.xpending(KEYS.signals, "main"))["pending"] == 0
+
+    run(redis_url, body)
+
+
+def test_a_duplicate_is_acked_and_not_written(redis_url: str) -> None:
+    async def body(r: redis.asyncio.Redis) -> None:
+        await streams.ensure_group(r, KEYS.signals, "main", "0")
+        epoch = await streams.lease_take(r, KEYS, "me", 3000)
+        ops = [("hset", KEYS.order("a"), {"state": "intent"}), ("xadd", KEYS.orders, {"n": "1"})]
+        for expected in ("ok", "duplicate"):
+            entry = await streams.publish_async(r, KEYS.signals, {"id": "s"})
+            await streams.read_group(r, [KEYS.signals], "main", "main")
+            verdict = await streams.commit(
+                r,
+                KEYS,
+                epoch=epoch,
+                ops=ops,
+                ack=(KEYS.signals, "main", entry),
+                unless=[KEYS.order("a")],
+            )
+            assert verdict == expected
+        assert await r.xlen(KEYS.orders) == 1
+        assert (await r.xpending(KEYS.signals, "main"))["pending"] == 0
+
+    run(redis_url, body)
+
+
+def test_disarmed_refuses_what_needs_arming_only(redis_url: str) -> None:
+    async def body(r: redis.asyncio.Redis) -> None:
+        epoch = await streams.lease_take(r, KEYS, "me", 3000)
+        ops = [("xadd", KEYS.orders, {"state": "intent"})]
+        assert await streams.commit(r, KEYS, epoch=epoch, ops=ops, armed=True) == "disarmed"
+        assert await streams.commit(r, KEYS, epoch=epoch, ops=ops) == "ok"
+        await r.set(KEYS.armed, "1")
+        assert await streams.commit(r, KEYS, epoch=epoch, ops=ops, armed=True) == "ok"
+
+    run(redis_url, body)
+
+
+def test_a_fill_exists_once_however_often_it_is_written(redis_url: str) -> None:
+    async def body(r: redis.asyncio.Redis) -> None:
+        epoch = await streams.lease_take(r, KEYS, "me", 3000)
+        for _ in range(3):
+            for trade in ("BTCUSDT:1", "BTCUSDT:2"):
+                op = ("xadd_once", KEYS.fills, {"trade": trade}, KEYS.fill_ids, trade, 5)
+                assert await streams.commit(r, KEYS, epoch=epoch, ops=[op]) == "ok"
+        assert await r.xlen(KEYS.fills) == 2
+
+    run(redis_url, body)
+
+
+def test_one_holder_at_a_time_and_epochs_rise(redis_url: str) -> None:
+    async def body(r: redis.asyncio.Redis) -> None:
+        first = await streams.lease_take(r, KEYS, "one", 200)
+        assert first > 0
+        assert await streams.lease_take(r, KEYS, "two", 200) == 0
+        assert await streams.lease_renew(r, KEYS, "one", 200)
+        assert not await streams.lease_renew(r, KEYS, "two", 200)
+        assert not await streams.lease_drop(r, KEYS, "two")
+        await asyncio.sleep(0.3)
+        assert not await streams.lease_renew(r, KEYS, "one", 200)
+        assert await streams.lease_take(r, KEYS, "two", 200) > first
+
+    run(redis_url, body)
+
+
+def test_an_epoch_that_rolled_back_is_still_higher_than_the_last(redis_url: str) -> None:
+    async def body(r: redis.asyncio.Redis) -> None:
+        first = await streams.lease_take(r, KEYS, "one", 50)
+        await r.flushall()
+        await asyncio.sleep(0.02)
+        assert await streams.lease_take(r, KEYS, "two", 50) > first
+
+    run(redis_url, body)
+
+
+def test_an_unknown_operation_is_our_bug() -> None:
+    with pytest.raises(ValueError, match="unknown operation"):
+        streams._commit_call(KEYS, 1, [("zap", KEYS.orders, {})], None, False, ())
+    with pytest.raises(ValueError, match="without fields"):
+        streams._commit_call(KEYS, 1, [("hset", KEYS.order("a"), {})], None, False, ())
+
+
+def test_a_signal_and_its_outcome_exist_once(redis_url: str) -> None:
+    r = streams.connect(redis_url)
+    signal = {"id": "abc", "symbol": "BTCUSDT"}
+    assert streams.put_signal(r, KEYS, signal, "{}", 1) is not None
+    assert streams.put_signal(r, KEYS, signal, "{}", 1) is None
+    assert r.hgetall(KEYS.pending) == {"abc": "{}"}
+    assert streams.put_outcome(r, KEYS, "abc", {"label": "win"})
+    assert not streams.put_outcome(r, KEYS, "abc", {"label": "win"})
+    assert (r.xlen(KEYS.signals), r.xlen(KEYS.outcomes), r.hlen(KEYS.pending)) == (1, 1, 0)
+    r.close()
+
+
+def test_a_slot_runs_once_and_a_killed_worker_frees_it(redis_url: str) -> None:
+    r = streams.connect(redis_url)
+    assert streams.job_take(r, KEYS, "reconcile", 7, "a", 0.1)
+    assert not streams.job_take(r, KEYS, "reconcile", 7, "b", 0.1)
+    assert not streams.job_done(r, KEYS, "reconcile", 7, "b", 60)
+    threading.Event().wait(0.2)  # the first taker died: its limit passes
+    assert streams.job_take(r, KEYS, "reconcile", 7, "b", 10)
+    assert streams.job_done(r, KEYS, "reconcile", 7, "b", 60)
+    assert not streams.job_take(r, KEYS, "reconcile", 7, "c", 10)
+    r.close()
+
+
+def test_a_model_is_replaced_by_who_read_it_last(redis_url: str) -> None:
+    r = streams.connect(redis_url)
+    assert streams.model_cas(r, KEYS, "", {"last_id": "5-0", "counts": "{}"})
+    assert not streams.model_cas(r, KEYS, "", {"last_id": "6-0"})
+    assert streams.model_cas(r, KEYS, "5-0", {"last_id": "6-0"})
+    r.close()
+
+
+def test_a_keyspace_belongs_to_one_world(redis_url: str) -> None:
+    r = streams.connect(redis_url)
+    streams.ensure_identity(r, KEYS, "w1", 1)
+    streams.ensure_identity(r, KEYS, "w1", 2)
+    with pytest.raises(streams.IdentityError, match="world w1 but the exchange is world w2"):
+        streams.ensure_identity(r, KEYS, "w2", 3)
+    r.hset(KEYS.schema, "major", streams.SCHEMA_MAJOR + 1)
+    with pytest.raises(streams.IdentityError, match="newer version"):
+        streams.ensure_identity(r, KEYS, "w1", 4)
+    r.close()
+
+
+def test_help_names_every_stream_of_the_table(redis_url: str) -> None:
+    r = streams.connect(redis_url)
+    streams.ensure_identity(r, KEYS, "w1", 1)
+    helped: dict[str, str] = r.hgetall(KEYS.help)  # type: ignore[assignment]
+    for stream in streams.TABLE:
+        key = getattr(KEYS, stream.name)
+        assert stream.name in helped or f"<account>:{stream.name}" in helped, key
+    r.close()
+
+
+class SwallowOneReply(threading.Thread):
+    """A proxy that forwards everything but the reply to one command, then cuts the line."""
+
+    def __init__(self, url: str, command: bytes) -> None:
+        super().__init__(daemon=True)
+        parts = urlsplit(url)
+        assert parts.hostname and parts.port
+        self.target = (parts.hostname, parts.port)
+        self.command = command
+        self.swallowed = 0
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port = self.server.getsockname()[1]
+
+    def run(self) -> None:
+        for _ in range(8):  # connections that one test makes, at most
+            try:
+                client, _ = self.server.accept()
+            except OSError:
+                return
+            self.serve(client)
+
+    def serve(self, client: socket.socket) -> None:
+        with client, socket.create_connection(self.target) as upstream:
+            while data := client.recv(65536):
+                upstream.sendall(data)
+                reply = upstream.recv(65536)
+                if self.command in data and not self.swallowed:
+                    self.swallowed += 1
+                    return
+                client.sendall(reply)
+
+
+def test_a_lost_reply_is_an_error_and_never_a_second_entry(redis_url: str) -> None:
+    proxy = SwallowOneReply(redis_url, b"XADD")
+    proxy.start()
+    r = streams.connect(f"redis://127.0.0.1:{proxy.port}/0")
+    with pytest.raises(redis.ConnectionError):
+        streams.publish(r, KEYS.journal, {"what": "test"})
+    assert proxy.swallowed == 1
+    r.close()
+    proxy.server.close()
+    direct = streams.connect(redis_url)
+    assert direct.xlen(KEYS.journal) == 1
+    direct.close()
+
+
+def test_client_ids_fit_the_exchange_and_differ_by_leg_revision_and_prefix() -> None:
+    cause = streams.cause_id("w", "BTCUSDT", "1m", 1, "buy", "r")
+    prefix = streams.prefix3(KEYS)
+    made = {
+        streams.client_id(p, cause, leg, revision)
+        for p in (prefix, streams.prefix3(Keys("live")))
+        for leg in "estcx"
+        for revision in (0, 1, 12)
+    }
+    assert len(made) == 2 * 5 * 3
+    assert all(len(one) <= 36 and one.isalnum() and one.startswith("ag") for one in made)
+    with pytest.raises(ValueError, match="unknown leg"):
+        streams.client_id(prefix, cause, "z")
+
+
+def test_a_cause_is_the_same_everywhere_and_differs_in_every_part() -> None:
+    base = ("w", "BTCUSDT", "1m", 60_000, "buy", "break")
+    assert streams.cause_id(*base) == streams.cause_id(*base)
+    others = [
+        ("v", *base[1:]),
+        ("w", "ETHUSDT", *base[2:]),
+        (*base[:2], "5m", *base[3:]),
+        (*base[:3], 120_000, *base[4:]),
+        (*base[:4], "sell", base[5]),
+        (*base[:5], "sweep"),
+    ]
+    assert len({streams.cause_id(*one) for one in [base, *others]}) == 7
+
+
+def test_streams_at_their_bound_fit_a_small_plan(redis_url: str) -> None:
+    """The sum at default retention stays under 20 MB: fields as long as real ones."""
+    r = streams.connect(redis_url)
+    long_fields = {
+        "signals": 24, "outcomes": 24, "decisions": 16, "orders": 14, "fills": 16, "ledger": 10,
+        "commands": 6, "journal": 4, "dead": 5, "equity": 8,
+    }  # fmt: skip
+    total = 0
+    for stream in streams.TABLE:
+        fields = {f"field_{n:02d}": "1795000000123.45" for n in range(long_fields[stream.name])}
+        key = getattr(KEYS, stream.name)
+        sample = min(stream.entries_max, 1000)
+        pipe = r.pipeline(transaction=False)
+        for _ in range(sample):
+            pipe.xadd(key, fields)  # type: ignore[arg-type]
+        pipe.execute()
+        usage = int(r.memory_usage(key, samples=0) or 0)  # type: ignore[arg-type]
+        total += usage * stream.entries_max // sample
+    assert total < 20_000_000, total
+    r.close()
