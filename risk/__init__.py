@@ -1,0 +1,1 @@
+"""Risk: signals in, orders and fills out; one fenced writer per account."""

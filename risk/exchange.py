@@ -1,0 +1,196 @@
+"""The exchange over REST: our own strings through ccxt's raw endpoints, answers as values.
+
+An I/O shell of risk/main.py. ccxt signs and carries; it adds no rate limit, no retry, no parsing
+of ours. An entry's recvWindow is computed in the last hook before the socket, from the lease as
+it is then: whatever delays the bytes afterwards, the exchange itself refuses them in time. What
+cannot be known (a time-out after sending, "status unknown") is `Unknown`, never a failure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import aiohttp
+import ccxt
+import ccxt.async_support
+import orjson
+
+from risk.events import Done, Refused, Request, Result, Throttled, Unknown
+
+TIMEOUT_MS: Final = 3_000  # then the outcome is unknown and is asked for
+BAN_DEFAULT_MS: Final = 10_000.0  # when a 429 or 418 names no time
+WINDOW_DEFAULT_MS: Final = 5_000  # recvWindow of everything but entries
+UNKNOWN_CODES: Final = frozenset({-1000, -1006, -1007})
+FAILED_503: Final = ("Service Unavailable", "Internal error")
+THROTTLE_CODES: Final = frozenset({-1003, -1015})
+UNSENT: Final = (aiohttp.ClientConnectorError, ConnectionRefusedError)
+_BANNED = re.compile(r"banned until (\d+)")
+_ORIGIN = re.compile(r"^https?://[^/]+")
+
+
+class WindowClosed(ccxt.BaseError):  # type: ignore[misc]
+    """Our own lease ends before an entry could arrive: it is not sent."""
+
+
+class Answered(ccxt.BaseError):  # type: ignore[misc]
+    """The exchange answered with an error; carries its words."""
+
+    def __init__(self, http: int, body: str, headers: Mapping[str, str]) -> None:
+        super().__init__(f"{http} {body[:200]}")
+        self.http = http
+        self.body = body
+        self.headers = headers
+
+
+def classify(http: int, body: str, headers: Mapping[str, str], boot_ms: float) -> Result:
+    """An error answer as a value: refused for sure, throttled until a time, or unknown."""
+    code, text = 0, body[:200]
+    try:
+        told = orjson.loads(body)
+        if isinstance(told, dict):
+            code, text = int(told.get("code", 0)), str(told.get("msg", text))
+    except (ValueError, TypeError):
+        text = text or "no JSON"  # a proxy page, or nothing: the status alone decides
+    if http in (418, 429) or code in THROTTLE_CODES:
+        return Throttled(boot_ms + _pause_ms(headers), f"{http} {code} {text}")
+    if http == 503 and code == 0 and any(words in text for words in FAILED_503):
+        return Refused(http, text)
+    if http == 408 or code in UNKNOWN_CODES or (http >= 500 and code == 0):
+        return Unknown(f"{http} {code} {text}")
+    return Refused(code or http, text)
+
+
+def _pause_ms(headers: Mapping[str, str]) -> float:
+    for name, value in headers.items():
+        if name.lower() == "retry-after" and value.isdigit():
+            return float(value) * 1000.0
+    return BAN_DEFAULT_MS
+
+
+class Binance(ccxt.async_support.binanceusdm):  # type: ignore[misc]
+    """ccxt's adapter with our clock, our recvWindow and the exchange's own error codes."""
+
+    market_now_ms: Callable[[], float]
+    entry_window_ms: Callable[[], float]
+    used_weight = 0
+
+    def nonce(self) -> int:
+        return int(self.market_now_ms())
+
+    def sign(  # type: ignore[no-untyped-def]
+        self, path, api="public", method="GET", params=None, *rest, **more
+    ) -> Any:
+        """The last hook before the socket: nothing is awaited between here and the write."""
+        params = dict(params or {})
+        if params.pop("fenced", ""):
+            window_ms = int(self.entry_window_ms())
+            if window_ms <= 0:
+                raise WindowClosed("the lease ends too soon for an entry")
+            params["recvWindow"] = window_ms
+        elif "Private" in str(api) and "recvWindow" not in params and path != "listenKey":
+            params["recvWindow"] = WINDOW_DEFAULT_MS
+        return super().sign(path, api, method, params, *rest, **more)
+
+    def on_rest_response(  # type: ignore[no-untyped-def]
+        self, code, reason, url, method, headers, body, request_headers, request_body
+    ) -> Any:
+        weight = headers.get("X-MBX-USED-WEIGHT-1M") or headers.get("X-Mbx-Used-Weight-1m")
+        if weight and str(weight).isdigit():
+            self.used_weight = int(weight)
+        if code >= 400:
+            raise Answered(code, body, headers)
+        return super().on_rest_response(
+            code, reason, url, method, headers, body, request_headers, request_body
+        )
+
+    def get_exceptions_by_url(self, url: str, kind: str) -> dict[str, Any]:
+        """ccxt knows its error classes only for Binance's own addresses; ours is another."""
+        return dict(self.exceptions["linear"].get(kind, {}))
+
+
+_APIS: Final = {"/fapi/v1/": "fapi", "/fapi/v2/": "fapi", "/fapi/v3/": "fapi"}
+_PUBLIC: Final = frozenset(
+    {"time", "exchangeInfo", "ticker/bookTicker", "premiumIndex", "ping", "klines"}
+)
+
+
+class Exchange:
+    """One HTTP session. `call` never raises for what the world does."""
+
+    def __init__(
+        self,
+        rest_url: str,
+        key: str,
+        secret: str,
+        market_now_ms: Callable[[], float],
+        entry_window_ms: Callable[[], float],
+        boot_ms: Callable[[], float],
+    ) -> None:
+        self._ccxt = Binance(
+            {
+                "apiKey": key,
+                "secret": secret,
+                "enableRateLimit": False,
+                "timeout": TIMEOUT_MS,
+                "options": {"fetchCurrencies": False},
+            }
+        )
+        self._ccxt.market_now_ms = market_now_ms
+        self._ccxt.entry_window_ms = entry_window_ms
+        self._ccxt.options.pop("recvWindow", None)
+        urls = self._ccxt.urls["api"]
+        for name, address in urls.items():
+            if isinstance(address, str):
+                urls[name] = _ORIGIN.sub(rest_url, address)
+        self._boot_ms = boot_ms
+
+    @property
+    def used_weight(self) -> int:
+        return int(self._ccxt.used_weight)
+
+    async def call(self, request: Request) -> Result:
+        """Send one request; the answer as a value."""
+        params = dict(request.params)
+        if request.fenced:
+            params["fenced"] = "1"
+        return await self.fetch(request.method, request.path, params)
+
+    async def fetch(self, method: str, path: str, params: dict[str, str] | None = None) -> Result:
+        """GET, POST, PUT or DELETE on a path like /fapi/v1/order."""
+        version, name = path.split("/", 3)[2:4]
+        group = "fapiPublic" if name in _PUBLIC else "fapiPrivate"
+        if version != "v1":
+            group += version.upper()
+        try:
+            body = await self._ccxt.fetch2(name, [group], method, params or {})
+        except Answered as error:
+            return classify(error.http, error.body, error.headers, self._boot_ms())
+        except WindowClosed as error:
+            return Refused(0, str(error))
+        except ccxt.RequestTimeout as error:
+            return Unknown(f"time-out {type(error).__name__}")
+        except ccxt.NetworkError as error:
+            if isinstance(error.__cause__, UNSENT):
+                return Refused(0, "unreachable")
+            return Unknown(f"connection lost {type(error.__cause__).__name__}")
+        except ccxt.ExchangeError as error:
+            return Unknown(f"unreadable answer {str(error)[:120]}")
+        return Done(body)
+
+    async def raw(self, path: str) -> Result:
+        """GET of a path that only the simulated exchange has."""
+        base = _ORIGIN.match(str(self._ccxt.urls["api"]["fapiPublic"]))
+        assert base is not None
+        self._ccxt.open(True)
+        try:
+            async with self._ccxt.session.get(base.group() + path) as answer:
+                if answer.status != 200:
+                    return Refused(answer.status, path)
+                return Done(orjson.loads(await answer.read()))
+        except (aiohttp.ClientError, TimeoutError) as error:
+            return Unknown(type(error).__name__)
+
+    async def close(self) -> None:
+        await self._ccxt.close()

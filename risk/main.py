@@ -1,0 +1,174 @@
+"""The risk process: read, decide, act, record, acknowledge; one holder at a time.
+
+`python -m risk.main` waits for the lease, rebuilds its state from Redis and the exchange, and then
+carries out what risk/step.py decides. Only this file (and the shells it uses) opens sockets and
+reads clocks. Without the lease it sends nothing; without Redis it still sends what reduces risk;
+on SIGTERM it stops entries, finishes what is in flight, leaves resident stops where they are,
+gives the lease back and exits 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from typing import Any, Final
+
+import redis.exceptions
+import uvloop
+
+import clock
+import config
+import process
+import streams
+from risk.arming import limits_of
+from risk.exchange import Exchange
+from risk.session import RENEW_MS, Lease, Session
+from streams import Keys
+
+STANDBY_MS: Final = 200  # between two looks at somebody else's lease
+SYNC_TRIES: Final = 100  # for the exchange's clock at the start, a tenth of a second apart
+log = logging.getLogger("risk")
+
+
+def boot_ms() -> float:
+    return clock.boot_ns() / clock.NS_PER_MS
+
+
+class Risk:
+    """What lives as long as the process: clock, lease, connections. Sessions come and go."""
+
+    def __init__(self, cfg: config.Config) -> None:
+        self.cfg = cfg
+        self.keys = Keys(cfg.mode, cfg.account)
+        self.redis = streams.connect_async(cfg.redis_url, 3)
+        self.lease = Lease(f"{cfg.node_id}:{process.BOOT_ID}", cfg.lease_ttl_ms)
+        self.market = clock.MarketClock(float(clock.wall_ms()), clock.boot_ns())
+        self.exchange = Exchange(
+            cfg.rest_url,
+            cfg.api_key,
+            cfg.api_secret,
+            self.market_ms,
+            self.entry_window_ms,
+            boot_ms,
+        )
+        self.wake = asyncio.Event()
+
+    def market_ms(self) -> float:
+        return self.market.now_ms(clock.boot_ns())
+
+    def entry_window_ms(self) -> float:
+        """What is left of the lease, less what our clock may be wrong: an entry's last fence."""
+        error_ms = self.market.error_ms / self.market.speed
+        left_ms = self.lease.valid_until_ms - boot_ms() - error_ms
+        return min(float(self.cfg.recv_window_ms), left_ms)
+
+    async def sync_clock(self) -> bool:
+        """Measure the exchange's clock once; keep the better of close measurements."""
+        sent_ns = clock.boot_ns()
+        told = await self.exchange.fetch("GET", "/fapi/v1/time")
+        body = getattr(told, "body", None)
+        if body is None:
+            return False
+        made = clock.from_server_time(
+            float(body["serverTime"]), float(body.get("speed", 1.0)), sent_ns, clock.boot_ns()
+        )
+        old, here_ns = self.market, clock.boot_ns()
+        apart_ms = abs(made.now_ms(here_ns) - old.now_ms(here_ns))
+        if made.error_ms <= old.error_ms * 2 or apart_ms > made.error_ms or made.speed != old.speed:
+            self.market = made
+        return True
+
+    async def world(self) -> str:
+        """The venue's birth id in sim and paper, else the account, told apart by its key."""
+        if self.cfg.mode in ("sim", "paper"):
+            told = await self.exchange.raw("/venue/v1/status")
+            body: Any = getattr(told, "body", None)
+            if body is None:
+                process.fail(f"no venue at {self.cfg.rest_url}: start it with `aegis venue`.")
+            return str(body["world"])
+        return hashlib.blake2b(self.cfg.api_key.encode(), digest_size=8).hexdigest()
+
+    async def check_account(self) -> None:
+        """One-way mode, or one sentence; identity of the keyspace, or one sentence."""
+        told = await self.exchange.fetch("GET", "/fapi/v1/positionSide/dual")
+        body: Any = getattr(told, "body", None)
+        if body is None:
+            process.fail(f"the exchange refused our keys: {getattr(told, 'reason', told)}.")
+        if body["dualSidePosition"] in (True, "true"):
+            process.fail("the account is in hedge mode: switch it to one-way mode to trade here.")
+        world = await self.world()
+        once = streams.connect(self.cfg.redis_url, 1)
+        try:
+            await asyncio.to_thread(
+                streams.ensure_identity, once, self.keys, world, clock.wall_ms()
+            )
+        except streams.IdentityError as error:
+            process.fail(str(error))
+        finally:
+            once.close()
+
+    async def start(self) -> None:
+        """The exchange's clock first, then who we are."""
+        for _ in range(SYNC_TRIES):
+            process.beat()
+            if process.stop or await self.sync_clock():
+                break
+            await asyncio.sleep(0.1)
+        else:
+            process.fail(f"no exchange at {self.cfg.rest_url}: check the address and try again.")
+        if not process.stop:
+            await self.check_account()
+
+    async def standby(self) -> int:
+        """Wait until the lease is ours; its epoch, or 0 when asked to stop."""
+        while not process.stop:
+            process.beat()
+            asked_ms = boot_ms()
+            try:
+                epoch = await streams.lease_take(
+                    self.redis, self.keys, self.lease.holder, self.cfg.lease_ttl_ms
+                )
+            except (redis.exceptions.RedisError, OSError) as error:
+                log.warning("redis away while standing by error=%s", type(error).__name__)
+                epoch = 0
+            if epoch:
+                self.lease.renewed(asked_ms)
+                return epoch
+            await asyncio.sleep(STANDBY_MS / 1000)
+        return 0
+
+    async def run(self) -> None:
+        """Standby, hold, and again, until a signal ends it."""
+        await self.start()
+        while not process.stop:
+            epoch = await self.standby()
+            if epoch:
+                session = Session(self, epoch, limits_of(self.cfg))
+                await session.run()
+                log.warning("session ended epoch=%d stopped=%s", epoch, bool(process.stop))
+        await self.exchange.close()
+        await self.redis.aclose()
+
+
+def main() -> None:
+    try:
+        cfg = config.load()
+    except config.ConfigError as error:
+        process.fail(str(error), 2)
+    if not cfg.redis_url:
+        process.fail("REDIS_URL is not set: name a Redis, or run `./aegis up`, which has one.", 2)
+    if not cfg.api_key or not cfg.api_secret:
+        process.fail("risk needs BINANCE_API_KEY and BINANCE_API_SECRET in this mode.", 2)
+    process.setup_logging("risk", cfg.log_level, cfg.secrets)
+    assert cfg.lease_ttl_ms * 0.6 > RENEW_MS
+
+    async def serve() -> None:
+        await Risk(cfg).run()
+
+    process.install_signals()
+    uvloop.run(serve())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,347 @@
+"""From the first fill to the last: protect at once, leave when told, count what happened.
+
+A position has a resident stop within naked_ms of its first fill or it is closed at market. What
+reduces risk is sent before it is recorded (its ids and prices were decided and written with the
+entry) and is repeated until the exchange says that it is done: closePosition and reduceOnly make
+a repeat harmless. A position whose stop was moved or cancelled by hand gets its stop back; it is
+never closed for that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from typing import Final
+
+from risk import journal, orders
+from risk.events import Cancel, Commit, Effect, Effects, Note, Now, Op, Send, Timer
+from risk.instruments import ZERO, Instrument, plain
+from risk.orders import Order, advance
+from risk.portfolio import UNPROTECTED, Fill, Position, apply_fill
+from risk.state import SEEN_FILLS_MAX, State, own_legs, put_order, remember
+
+RETRY_MS: Final = 250.0  # between two tries of something that must succeed
+RETRY_MS_MAX: Final = 5_000.0
+FILLS_LATE_MS: Final = 1_000.0  # an execution told by REST; after this its trades are asked for
+RESTOP_MS: Final = 200.0  # a stop vanished: the fill that explains it may be on its way
+TARGET_TRIES_MAX: Final = 3  # a missing target costs profit, not safety
+URGENT: Final = frozenset({"naked", "stop passed", "stop rejected"})
+REASONS: Final = {"s": "stop", "t": "target", "c": "emergency", "x": "exit"}
+
+
+def arm_deadline(
+    state: State, out: Effects, kind: str, key: str, at_ms: float, earliest: bool = False
+) -> None:
+    """Ask for a Tick at a boot time; `step` acts on what is due."""
+    place = (kind, key)
+    if earliest and place in state.deadlines:
+        at_ms = min(at_ms, state.deadlines[place])
+    state.deadlines[place] = at_ms
+    out.add(Timer(at_ms))
+
+
+def backoff_ms(state: State, kind: str, key: str) -> float:
+    """The next pause, doubling from RETRY_MS to its bound."""
+    tries = state.tries.get((kind, key), 0)
+    state.tries[(kind, key)] = tries + 1
+    return float(min(RETRY_MS * 2 ** min(tries, 10), RETRY_MS_MAX))
+
+
+def forget(state: State, kind: str, key: str) -> None:
+    state.deadlines.pop((kind, key), None)
+    state.tries.pop((kind, key), None)
+
+
+def record(state: State, out: Effects, ops: list[Op], about: str, *then: Effect) -> None:
+    if ops:
+        out.add(Commit(tuple(ops), about, then=then))
+
+
+def make_leg(state: State, position: Position, leg: str, revision: int, now: Now) -> Order:
+    """The order of a leg as decided with the entry; a new revision when that one is used up."""
+    order_id = state.make_id(position.signal, leg, revision)
+    if order_id in state.orders:
+        return state.orders[order_id]
+    price = {"s": position.stop, "t": position.target}.get(leg, ZERO)
+    order = Order(
+        id=order_id,
+        cause=position.signal,
+        leg=leg,
+        symbol=position.symbol,
+        side=orders.opposite(position.side),
+        qty=ZERO if leg in orders.ALGO_LEGS else position.qty,
+        price=price,
+        state="intent",
+        revision=revision,
+        created_ms=int(now.market_ms),
+        updated_ms=int(now.market_ms),
+        epoch=state.epoch,
+    )
+    put_order(state, order)
+    return order
+
+
+# --- opening -----------------------------------------------------------------------------------
+
+
+def open_position(state: State, entry: Order, ms: int, now: Now, out: Effects) -> Position:
+    """The exchange executed an entry: there is a position, whatever else is known of it."""
+    position = state.positions.get(entry.symbol)
+    if position is not None:
+        return position
+    position = Position(
+        symbol=entry.symbol,
+        side=entry.side,
+        signal=entry.cause,
+        entry=entry.price,
+        stop=entry.stop,
+        target=entry.target,
+        entry_order=entry.id,
+        confidence=entry.confidence,
+        leverage=entry.leverage,
+        rule=entry.rule,
+        opened_ms=ms,
+        quiet_price=entry.price,
+        quiet_since_ms=ms,
+    )
+    state.positions[entry.symbol] = position
+    protect(state, entry.symbol, now, out)
+    return state.positions[entry.symbol]
+
+
+def protect(state: State, symbol: str, now: Now, out: Effects) -> None:
+    """Send the stop, then the target, unless they are there or on their way."""
+    position = state.positions[symbol]
+    if position.stop_state in ("none", "gone"):
+        place_stop(state, symbol, now, out)
+        if state.positions[symbol].naked_ms == UNPROTECTED:
+            at_ms = now.boot_ms + state.limits.naked_ms
+            arm_deadline(state, out, "naked", symbol, at_ms, earliest=True)
+    if position.target_state in ("none", "gone") and position.target > 0:
+        place_target(state, symbol, now, out)
+
+
+def _next_revision(state: State, position: Position, leg: str, current: int) -> int:
+    """The current revision while it is unused, else the first one never sent."""
+    revision = current
+    while True:
+        known = state.orders.get(state.make_id(position.signal, leg, revision))
+        if known is None or known.state == "intent":
+            return revision
+        revision += 1
+
+
+def place_stop(state: State, symbol: str, now: Now, out: Effects) -> None:
+    position = state.positions[symbol]
+    revision = _next_revision(state, position, orders.STOP_LEG, position.stop_revision)
+    order = make_leg(state, position, orders.STOP_LEG, revision, now)
+    state.positions[symbol] = replace(
+        position, stop_order=order.id, stop_state="sent", stop_revision=revision
+    )
+    send_leg(state, order, now, out)
+
+
+def place_target(state: State, symbol: str, now: Now, out: Effects) -> None:
+    position = state.positions[symbol]
+    revision = _next_revision(state, position, orders.TARGET_LEG, 0)
+    order = make_leg(state, position, orders.TARGET_LEG, revision, now)
+    state.positions[symbol] = replace(position, target_order=order.id, target_state="sent")
+    send_leg(state, order, now, out)
+
+
+def send_leg(state: State, order: Order, now: Now, out: Effects) -> None:
+    """Out at once; the record follows, for Redis must not stand between a position and its stop."""
+    put_order(state, advance(order, "sent", int(now.market_ms)))
+    out.add(orders.protect_request(order))
+    ops = journal.order_ops(state, state.orders[order.id], now)
+    position = state.positions.get(order.symbol)
+    if position is not None:
+        ops += journal.position_ops(state.keys, position)
+    record(state, out, ops, order.id)
+
+
+def stop_confirmed(state: State, order: Order, created_ms: float, now: Now, out: Effects) -> None:
+    """The exchange holds our stop; note for how long the position was naked."""
+    position = state.positions.get(order.symbol)
+    if position is None or position.stop_order != order.id or position.stop_state == "acked":
+        return
+    naked_ms = position.naked_ms
+    if naked_ms == UNPROTECTED:
+        naked_ms = max(0, round((created_ms - position.opened_ms) / now.speed))
+        state.money = replace(state.money, naked_ms_max=max(state.money.naked_ms_max, naked_ms))
+    position = replace(position, stop_state="acked", naked_ms=naked_ms)
+    state.positions[order.symbol] = position
+    forget(state, "naked", order.symbol)
+    forget(state, "stop", order.symbol)
+    record(state, out, journal.position_ops(state.keys, position), order.symbol)
+
+
+def leg_gone(state: State, order: Order, now: Now, out: Effects) -> None:
+    """A resident leg ended without closing the position: put a stop back, drop a target."""
+    position = state.positions.get(order.symbol)
+    if position is None:
+        return
+    if position.stop_order == order.id and position.stop_state != "gone":
+        state.positions[order.symbol] = replace(position, stop_state="gone")
+        if order.state == "rejected":
+            exit_position(state, order.symbol, "stop rejected", now, out)
+        else:
+            arm_deadline(state, out, "stop", order.symbol, now.boot_ms + RESTOP_MS)
+    elif position.target_order == order.id and position.target_state != "gone":
+        state.positions[order.symbol] = replace(position, target_state="gone")
+
+
+# --- fills -------------------------------------------------------------------------------------
+
+
+def order_of(state: State, fill: Fill) -> Order | None:
+    """Ours by client id, or by the exchange id that a triggered leg was given."""
+    order = state.orders.get(fill.client_id)
+    if order is None:
+        order = state.orders.get(state.children.get(fill.order_id, ""))
+    position = state.positions.get(fill.symbol)
+    if order is None and position is not None and not fill.client_id:
+        if fill.side == position.side:  # told by userTrades, which knows no client ids
+            order = state.orders.get(position.entry_order)
+        elif position.exit_order:
+            order = state.orders.get(position.exit_order)
+    return order
+
+
+def handle_fill(state: State, fill: Fill, now: Now, out: Effects) -> None:
+    """Count an execution once; open, change or close the position that it belongs to."""
+    if fill.key in state.seen:
+        return
+    order = order_of(state, fill)
+    if order is None and fill.symbol not in state.positions:
+        return  # somebody else's trade on a symbol that is none of ours
+    remember(state.seen, fill.key, None, SEEN_FILLS_MAX)
+    state.touched[fill.symbol] = now.boot_ms
+    money = state.money
+    state.money = replace(
+        money,
+        realised=money.realised + fill.realised,
+        fees=money.fees + fill.fee,
+        fills=money.fills + 1,
+    )
+    entry = order if order and order.leg == orders.ENTRY_LEG else None
+    ops = journal.fill_ops(state, fill, order, entry, now)
+    if entry is not None:
+        open_position(state, entry, fill.ms, now, out)
+    before = state.positions.get(fill.symbol)
+    if before is not None:
+        if before.qty == 0 and before.exit_qty == 0 and entry is not None:
+            before = replace(before, opened_ms=fill.ms, quiet_price=fill.price)
+        position = apply_fill(before, fill)
+        state.positions[fill.symbol] = position
+        if position.qty <= 0 and position.exit_qty > 0:
+            close_position(state, position, close_reason(position, order, fill), now, out, ops)
+            return
+        ops += journal.position_ops(state.keys, position)
+    ops += journal.portfolio_ops(state, now)
+    record(state, out, ops, fill.symbol)
+
+
+def close_reason(position: Position, order: Order | None, fill: Fill) -> str:
+    if order is not None and order.leg in REASONS:
+        return position.exit_reason or REASONS[order.leg] if not order.algo else REASONS[order.leg]
+    if fill.client_id.startswith("autoclose-"):
+        return "liquidation"
+    if fill.client_id.startswith("adl_autoclose"):
+        return "adl"
+    return position.exit_reason or "by hand"
+
+
+def close_position(
+    state: State,
+    position: Position,
+    reason: str,
+    now: Now,
+    out: Effects,
+    ops: list[Op] | None = None,
+) -> None:
+    """The position is flat: take its legs back, count the round trip, free the place."""
+    ops = ops if ops is not None else []
+    state.positions.pop(position.symbol, None)
+    for kind in ("naked", "stop", "exit", "target", "fills"):
+        forget(state, kind, position.symbol)
+    net = position.realised - position.fees
+    money = state.money
+    state.money = replace(
+        money, trades_closed=money.trades_closed + 1, wins=money.wins + int(net > 0)
+    )
+    if state.rotating == position.symbol:
+        state.rotating = ""
+        state.rotated_ms = now.market_ms
+    ops += retire_legs(state, position.signal, now, out)
+    ops += journal.closed_ops(state, position, reason, now)
+    ops += journal.portfolio_ops(state, now)
+    record(state, out, ops, position.symbol)
+    out.add(Timer(now.boot_ms))  # waiting signals may take the place
+
+
+def retire_legs(state: State, cause: str, now: Now, out: Effects) -> list[Op]:
+    """Every leg of an ended round trip reaches a terminal state: unused, or taken back."""
+    ops: list[Op] = []
+    for order in own_legs(state, cause):
+        if order.terminal or order.leg == orders.ENTRY_LEG:
+            continue
+        if order.state == "intent":
+            put_order(state, advance(order, "canceled", int(now.market_ms), "not needed"))
+            ops += journal.order_ops(state, state.orders[order.id], now)
+        elif order.algo:
+            out.add(orders.cancel_request(order.id, order.symbol, algo=True))
+            arm_deadline(state, out, "cancel", order.id, now.boot_ms + RETRY_MS * 4)
+    return ops
+
+
+# --- leaving -----------------------------------------------------------------------------------
+
+
+def exit_position(state: State, symbol: str, reason: str, now: Now, out: Effects) -> None:
+    """Close at market, reduce-only. Emergencies go out first and are recorded after."""
+    position = state.positions.get(symbol)
+    if position is None:
+        return
+    if position.exit_order:
+        known = state.orders.get(position.exit_order)
+        if known is not None and not known.terminal:
+            return  # on its way
+    if position.qty <= 0:  # executed, but its trades are not told yet: the size is not known
+        arm_deadline(state, out, "exit", symbol, now.boot_ms + RETRY_MS / 2)
+        state.positions[symbol] = replace(position, exit_reason=position.exit_reason or reason)
+        out.add(orders.trades_request(symbol, position.opened_ms - 1))
+        return
+    leg = orders.CLOSE_LEG if reason in URGENT else orders.EXIT_LEG
+    revision = _next_revision(state, position, leg, 0)
+    order = make_leg(state, position, leg, revision, now)
+    order = replace(order, qty=exit_qty(position, state.instruments.get(symbol)), reason=reason)
+    put_order(state, order)
+    position = replace(
+        position,
+        exit_order=order.id,
+        exit_reason=position.exit_reason or reason,
+        exits=position.exits + 1,
+    )
+    state.positions[symbol] = position
+    ops = journal.order_ops(state, order, now) + journal.position_ops(state.keys, position)
+    arm_deadline(state, out, "exit", symbol, now.boot_ms + RETRY_MS * 4)
+    if reason in URGENT:
+        out.add(orders.exit_request(order), Note("ERROR", f"exit symbol={symbol} reason={reason}"))
+        record(state, out, ops, order.id)
+    else:
+        record(state, out, ops, order.id, orders.exit_request(order))
+
+
+def exit_qty(position: Position, rules: Instrument | None) -> Decimal:
+    """The whole position, or as much of it as one market order may carry."""
+    return min(position.qty, rules.market_qty_max) if rules else position.qty
+
+
+def describe(position: Position) -> str:
+    return f"{position.side} {plain(position.qty)} {position.symbol} at {plain(position.entry)}"
+
+
+def is_protective(effect: Effect) -> bool:
+    """May be carried out without Redis: it can only reduce risk."""
+    return (isinstance(effect, Send) and not effect.fenced) or isinstance(effect, Cancel)

@@ -1,0 +1,216 @@
+"""Carrying out corrections: each is checked against the present state before it is done.
+
+A snapshot is old when it is read. What changed on a symbol after the snapshot was begun is left
+to the next one, asked for at once; at a start nothing has changed yet, because user-stream frames
+wait until the snapshot is taken in. Querying again or sending a stop again is harmless, so doubt
+ends there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from risk import journal, orders, reconcile
+from risk.events import Effects, Note, Now, SnapshotTaken
+from risk.instruments import ZERO
+from risk.orders import Order, advance
+from risk.portfolio import Position
+from risk.protect import RETRY_MS, arm_deadline, place_stop, place_target, protect, record, send_leg
+from risk.reconcile import Action, Resting, Snapshot
+from risk.replies import algos_request, take_algo, trace
+from risk.state import State, put_order
+
+START: Final = "start"  # a snapshot taken while nothing else was happening
+AGAIN_MS: Final = 1_000.0  # until the next look at what was in motion
+FORCED: Final = frozenset({START, "trouble"})
+
+
+def on_snapshot(state: State, event: SnapshotTaken, now: Now, out: Effects) -> None:
+    """Take the exchange's truth in; answer who asked; correct unless the asker will."""
+    snapshot: Snapshot = event.snapshot
+    forced = event.reason in FORCED
+    state.last_reconcile_ms = int(now.market_ms)
+    if forced or not state.positions:
+        state.money = replace(state.money, wallet=snapshot.wallet)
+    fields = {
+        "id": snapshot.id,
+        "ms": str(snapshot.ms),
+        "epoch": str(state.epoch),
+        "wall_ms": str(now.wall_ms),
+        "reason": event.reason,
+        "json": reconcile.snapshot_to_json(snapshot),
+    }
+    ops = [("hset", state.keys.exchange, fields)]
+    if event.command_id:
+        ops += journal.reply_ops(state, event.command_id, {"ok": True, "snapshot": snapshot.id})
+    record(state, out, ops, "snapshot")
+    if event.reason != "snapshot":  # the job computes the difference itself and asks for each
+        correct(state, snapshot, now, out)
+    if forced:
+        state.reconciled = True
+        state.since_ms = now.market_ms
+        for position in state.positions.values():
+            if position.exit_reason:  # decided by whoever held before: carried on until flat
+                arm_deadline(state, out, "exit", position.symbol, now.boot_ms + RETRY_MS)
+    record(state, out, journal.portfolio_ops(state, now), "portfolio")
+
+
+def correct(state: State, snapshot: Snapshot, now: Now, out: Effects) -> None:
+    prefix = f"ag{state.prefix}"
+    actions = reconcile.difference(state.positions, state.orders, state.foreign, snapshot, prefix)
+    resting = {r.id: r for r in (*snapshot.orders, *snapshot.algos)}
+    for action in actions:
+        if state.touched.get(action.symbol, -1e18) >= snapshot.started_ms:
+            arm_deadline(state, out, "snap", "", now.boot_ms + AGAIN_MS, earliest=True)
+            continue
+        act(state, action, resting.get(action.order), now, out)
+
+
+def act(state: State, action: Action, resting: Resting | None, now: Now, out: Effects) -> None:
+    """One correction, if it is still one."""
+    symbol, position = action.symbol, state.positions.get(action.symbol)
+    order = state.orders.get(action.order)
+    if action.name == "foreign":
+        state.foreign.add(symbol)
+        out.add(Note("WARNING", f"foreign position or order symbol={symbol}: left alone"))
+    elif action.name == "own":
+        state.foreign.discard(symbol)
+    elif action.name == "adopt":
+        adopt(state, action, resting, now, out)
+    elif action.name == "settle" and position is not None:
+        asked = trace(state, symbol, action.amount, now)
+        if asked is not None and position.signed_qty != action.amount:
+            out.add(asked)
+    elif action.name in ("stop", "target") and position is not None:
+        restore(state, position, action.name, now, out)
+    elif action.name == "confirm" and position is not None:
+        confirm(state, position, order, resting, now, out)
+    elif action.name == "query" and order is not None and not order.terminal:
+        ask(state, order, now, out)
+    elif action.name == "cancel" and state.is_ours(action.order):
+        if position is None or action.order not in (position.stop_order, position.target_order):
+            out.add(orders.cancel_request(action.order, symbol, algo=True))
+    elif action.name == "cancel_order" and state.is_ours(action.order):
+        out.add(orders.cancel_request(action.order, symbol, algo=False))
+
+
+def ask(state: State, order: Order, now: Now, out: Effects) -> None:
+    """What became of it? A planned leg that was never needed is simply over."""
+    if order.state == "intent" and order.leg != orders.ENTRY_LEG:
+        put_order(state, advance(order, "canceled", int(now.market_ms), "not needed"))
+        record(state, out, journal.order_ops(state, state.orders[order.id], now), order.id)
+        return
+    if order.leg == orders.ENTRY_LEG and order.state in reconcile.NOT_SENT:
+        made = advance(order, "unknown", int(now.market_ms), "asked after a restart")
+        put_order(state, made)
+        window_ms = state.limits.recv_window_ms + 1_000.0
+        state.deadlines.setdefault(("surely", order.id), now.boot_ms + window_ms)
+    out.add(orders.query_request(order))
+    arm_deadline(state, out, "query", order.id, now.boot_ms + 1_000.0)
+
+
+def restore(state: State, position: Position, leg: str, now: Now, out: Effects) -> None:
+    """The stop (or target) is not there: send it, or ask where one that stood has gone."""
+    symbol = position.symbol
+    order_id = position.stop_order if leg == "stop" else position.target_order
+    order = state.orders.get(order_id)
+    if leg == "stop" and ("naked", symbol) not in state.deadlines:
+        arm_deadline(state, out, "naked", symbol, now.boot_ms + state.limits.naked_ms)
+    if order is not None and order.state == "acked":
+        out.add(orders.query_request(order))
+        if leg == "stop":
+            state.positions[symbol] = replace(position, stop_state="sent")
+        arm_deadline(state, out, "stop", symbol, now.boot_ms + 500.0)
+    elif order is not None and not order.terminal:
+        send_leg(state, order, now, out)
+    elif leg == "stop":
+        place_stop(state, symbol, now, out)
+    else:
+        place_target(state, symbol, now, out)
+
+
+def confirm(
+    state: State,
+    position: Position,
+    order: Order | None,
+    resting: Resting | None,
+    now: Now,
+    out: Effects,
+) -> None:
+    """A leg of ours rests there: it is this position's, whatever we had recorded."""
+    if resting is None:
+        out.add(algos_request(position.symbol))
+        return
+    stop = resting.kind == "STOP_MARKET"
+    if order is None or order.terminal:
+        order = Order(
+            id=resting.id,
+            cause=position.signal,
+            leg=orders.STOP_LEG if stop else orders.TARGET_LEG,
+            symbol=position.symbol,
+            side=resting.side,
+            qty=ZERO,
+            price=resting.price,
+            state="sent",
+            created_ms=int(now.market_ms),
+            epoch=state.epoch,
+        )
+        put_order(state, order)
+    changed = {"stop_order" if stop else "target_order": order.id}
+    state.positions[position.symbol] = replace(position, **changed)  # type: ignore[arg-type]
+    told = {
+        "status": "NEW",
+        "algo_id": resting.exchange_id,
+        "order_id": "",
+        "created_ms": str(now.market_ms),
+        "reason": "",
+    }
+    take_algo(state, order, told, now, out)
+
+
+def adopt(state: State, action: Action, resting: Resting | None, now: Now, out: Effects) -> None:
+    """A position of ours that we lost sight of: ours again, and protected."""
+    symbol = action.symbol
+    if symbol in state.positions or action.amount == ZERO:
+        return
+    side = "buy" if action.amount > 0 else "sell"
+    entry = state.orders.get(action.order)
+    if entry is not None and entry.leg == orders.ENTRY_LEG:
+        position = Position(
+            symbol=symbol,
+            side=side,
+            signal=entry.cause,
+            entry=entry.price,
+            stop=entry.stop,
+            target=entry.target,
+            entry_order=entry.id,
+            confidence=entry.confidence,
+            leverage=entry.leverage,
+            rule=entry.rule,
+            opened_ms=entry.created_ms,
+            quiet_price=entry.price,
+            quiet_since_ms=int(now.market_ms),
+        )
+        out.add(orders.query_request(entry))
+        purpose = f"settle:{action.amount}:{now.boot_ms}"
+        out.add(orders.trades_request(symbol, entry.created_ms - 1, purpose))
+    else:
+        position = Position(
+            symbol=symbol,
+            side=side,
+            signal=f"adopted-{action.order}",
+            qty=abs(action.amount),
+            entry=action.price,
+            stop=resting.price if resting else ZERO,
+            stop_order=action.order,
+            stop_state="acked",
+            opened_ms=int(now.market_ms),
+            quiet_price=action.price,
+            quiet_since_ms=int(now.market_ms),
+        )
+    state.positions[symbol] = position
+    state.foreign.discard(symbol)
+    out.add(Note("WARNING", f"adopted symbol={symbol} qty={action.amount} by={action.order}"))
+    record(state, out, journal.position_ops(state.keys, position), symbol)
+    protect(state, symbol, now, out)

@@ -1,0 +1,182 @@
+"""Everything risk knows between two steps. Plain data, owned by one loop, bounded.
+
+What must survive a restart is also in Redis (order and position hashes, portfolio); what is only
+here (deadlines, quotes, waiting signals) may be lost at any moment without harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from typing import Final, TypeVar
+
+from risk.events import Now
+from risk.gate import Case, Funding, Held, Limits, Quote
+from risk.instruments import Instrument
+from risk.orders import ENTRY_LEG, Order
+from risk.portfolio import Money, Position, exposure, unrealised
+from risk.signals import Signal
+from streams import Keys, client_id
+
+SEEN_FILLS_MAX: Final = 20_000
+ORDERS_KEPT_MAX: Final = 4_000  # terminal ones are forgotten, oldest first
+WAITING_MAX: Final = 64
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A signal that needs a quote, a leverage setting or a freed place before its decision."""
+
+    signal: Signal
+    entry_id: str  # of the stream entry, acknowledged with the decision
+    until_ms: float  # boot time; then it is decided with what is there
+    for_place: bool = False
+
+
+@dataclass(slots=True)
+class State:
+    keys: Keys
+    prefix: str  # three characters of this deployment, in every client id
+    group: str
+    epoch: int
+    limits: Limits = field(default_factory=Limits)
+    # the market
+    instruments: dict[str, Instrument] = field(default_factory=dict)
+    quotes: dict[str, Quote] = field(default_factory=dict)
+    marks: dict[str, Decimal] = field(default_factory=dict)
+    funding: dict[str, Funding] = field(default_factory=dict)
+    # ours
+    orders: dict[str, Order] = field(default_factory=dict)  # by client id
+    children: dict[str, str] = field(default_factory=dict)  # exchange order id -> client id
+    positions: dict[str, Position] = field(default_factory=dict)
+    money: Money = field(default_factory=Money)
+    foreign: set[str] = field(default_factory=set)
+    seen: dict[str, None] = field(default_factory=dict)  # fills counted
+    prepared: dict[str, int] = field(default_factory=dict)  # leverage verified, margin isolated
+    # permission
+    armed: bool = False
+    halted: bool = False
+    stopping: bool = False
+    reconciled: bool = False
+    entries_after_ms: float = 0.0  # boot time: after Redis lost its memory, one TTL of quiet
+    since_ms: float = 0.0  # market time: older signals are missed
+    breakers: tuple[str, ...] = ()
+    # work in progress
+    waiting: dict[str, Waiting] = field(default_factory=dict)  # by signal id
+    deadlines: dict[tuple[str, str], float] = field(default_factory=dict)  # (kind, key) -> boot ms
+    tries: dict[tuple[str, str], int] = field(default_factory=dict)
+    touched: dict[str, float] = field(default_factory=dict)  # symbol -> boot ms of last change
+    rotating: str = ""  # symbol being closed to make a place
+    rotated_ms: float = -1e18  # market time
+    last_reconcile_ms: int = 0  # market time
+    watched: tuple[str, ...] = ()
+
+    def make_id(self, cause: str, leg: str, revision: int = 0) -> str:
+        return client_id(self.prefix, cause, leg, revision)
+
+    def is_ours(self, order_id: str) -> bool:
+        return order_id.startswith(f"ag{self.prefix}")
+
+
+def remember(kept: MutableMapping[_K, _V], key: _K, value: _V, most: int) -> None:
+    """Insert, and forget the oldest beyond `most`."""
+    kept[key] = value
+    while len(kept) > most:
+        del kept[next(iter(kept))]
+
+
+def put_order(state: State, order: Order) -> None:
+    state.orders[order.id] = order
+    if len(state.orders) <= ORDERS_KEPT_MAX:
+        return
+    for order_id in [key for key, kept in state.orders.items() if kept.terminal]:
+        del state.orders[order_id]
+        if len(state.orders) <= ORDERS_KEPT_MAX * 3 // 4:
+            return
+
+
+def pending_entries(state: State) -> list[Order]:
+    """Entries that may still become a position: their place and size stay reserved."""
+    return [
+        order
+        for order in state.orders.values()
+        if order.leg == ENTRY_LEG and not order.terminal and order.symbol not in state.positions
+    ]
+
+
+def held(state: State) -> tuple[Held, ...]:
+    """Positions and pending entries as the gate counts them."""
+    made = [
+        Held(
+            symbol=p.symbol,
+            notional=(notional := p.qty * state.marks.get(p.symbol, p.entry)),
+            margin=notional / p.leverage,
+            confidence=p.confidence,
+        )
+        for p in state.positions.values()
+    ]
+    made += [
+        Held(
+            symbol=order.symbol,
+            notional=order.qty * order.price,
+            margin=order.qty * order.price / order.leverage,
+            confidence=order.confidence,
+            pending=True,
+        )
+        for order in pending_entries(state)
+    ]
+    return tuple(made)
+
+
+def equity(state: State) -> Decimal:
+    return state.money.wallet + unrealised(state.positions.values(), state.marks)
+
+
+def gross_exposure(state: State) -> Decimal:
+    return exposure(state.positions.values(), state.marks)
+
+
+def blocked(state: State, now: Now) -> str:
+    """Why no entry may be made now, in words; empty when one may."""
+    if state.halted:
+        return "halted"
+    if not state.armed:
+        return "not armed"
+    if state.stopping:
+        return "stopping"
+    if not state.reconciled:
+        return "not reconciled"
+    if now.boot_ms < state.entries_after_ms:
+        return "waiting one lease after a restart of Redis"
+    return ""
+
+
+def make_case(state: State, signal: Signal, now: Now) -> Case:
+    return Case(
+        signal=signal,
+        now=now,
+        limits=state.limits,
+        instrument=state.instruments.get(signal.symbol),
+        quote=state.quotes.get(signal.symbol),
+        mark=state.marks.get(signal.symbol),
+        funding=state.funding.get(signal.symbol),
+        held=held(state),
+        equity=equity(state),
+        blocked=blocked(state, now),
+        since_ms=state.since_ms,
+        breakers=state.breakers,
+        foreign=signal.symbol in state.foreign,
+        trades_closed=state.money.trades_closed,
+    )
+
+
+def without(case: Case, symbol: str) -> Case:
+    """The case as it would be with one symbol's place free."""
+    return replace(case, held=tuple(h for h in case.held if h.symbol != symbol))
+
+
+def own_legs(state: State, cause: str) -> list[Order]:
+    return [order for order in state.orders.values() if order.cause == cause]

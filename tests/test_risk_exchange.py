@@ -1,0 +1,257 @@
+"""The exchange's answers as values, and the fence in the last hook before the socket."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import parse_qsl
+
+import pytest
+from aiohttp import web
+
+from risk.dispatch import CONCURRENT_MAX, RESERVED, Dispatcher
+from risk.events import (
+    CANCEL,
+    ENTRY,
+    HISTORY,
+    PROTECT,
+    Done,
+    Query,
+    Refused,
+    Replied,
+    Result,
+    Send,
+    Throttled,
+    Unknown,
+)
+from risk.exchange import BAN_DEFAULT_MS, Exchange, classify
+
+ORDER = "/fapi/v1/order"
+
+
+def body(code: int, msg: str = "words") -> str:
+    return json.dumps({"code": code, "msg": msg})
+
+
+@pytest.mark.parametrize(
+    ("http", "text", "expected"),
+    [
+        (400, body(-2019), Refused(-2019, "words")),
+        (400, body(-2013), Refused(-2013, "words")),
+        (400, body(-1021), Refused(-1021, "words")),
+        (503, body(-1008), Refused(-1008, "words")),
+        (503, body(-1001), Refused(-1001, "words")),
+        (503, "Service Unavailable.", Refused(503, "Service Unavailable.")),
+        (503, body(0, "Internal error; unable"), Refused(503, "Internal error; unable")),
+        (503, body(-1000, "Unknown error"), Unknown("503 -1000 Unknown error")),
+        (503, "Unknown error", Unknown("503 0 Unknown error")),
+        (408, body(-1007), Unknown("408 -1007 words")),
+        (400, body(-1006), Unknown("400 -1006 words")),
+        (502, "<html>", Unknown("502 0 <html>")),
+        (401, body(-2015), Refused(-2015, "words")),
+        (404, "", Refused(404, "no JSON")),
+    ],
+)
+def test_an_error_answer_is_refused_or_unknown(http: int, text: str, expected: Result) -> None:
+    assert classify(http, text, {}, 0.0) == expected
+
+
+@pytest.mark.parametrize(("http", "code"), [(429, -1003), (418, -1003), (429, -1015)])
+def test_a_throttled_answer_names_its_end(http: int, code: int) -> None:
+    told = classify(http, body(code), {"Retry-After": "7"}, 1_000.0)
+    assert isinstance(told, Throttled) and told.until_ms == 8_000.0
+    default = classify(http, body(code), {}, 1_000.0)
+    assert isinstance(default, Throttled) and default.until_ms == 1_000.0 + BAN_DEFAULT_MS
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def entry(order_id: str = "a", fenced: bool = True, priority: int = ENTRY) -> Send:
+    params = {"symbol": "BTCUSDT", "newClientOrderId": order_id}
+    return Send("POST", ORDER, params, order_id, "entry", priority, fenced)
+
+
+async def served(
+    handler: Handler, work: Callable[[Exchange], Awaitable[Any]], window_ms: float = 700.0
+) -> Any:
+    """Run `work` with an Exchange whose far end is `handler` on a loopback socket."""
+    app = web.Application()
+    app.router.add_route("*", "/{tail:.*}", handler)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    exchange = Exchange(
+        f"http://127.0.0.1:{port}", "key", "secret", lambda: 1e12, lambda: window_ms, lambda: 0.0
+    )
+    try:
+        return await work(exchange)
+    finally:
+        await exchange.close()
+        await runner.cleanup()
+
+
+def test_an_entry_carries_what_is_left_of_the_lease_as_recv_window() -> None:
+    seen: list[dict[str, str]] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        raw = (await request.read()).decode()
+        payload, _, signature = raw.rpartition("&signature=")
+        expected = hmac.new(b"secret", payload.encode(), hashlib.sha256).hexdigest()
+        assert signature == expected and request.headers["X-MBX-APIKEY"] == "key"
+        seen.append(dict(parse_qsl(raw)))
+        return web.json_response({"orderId": 1})
+
+    result = asyncio.run(served(handler, lambda exchange: exchange.call(entry())))
+    assert result == Done({"orderId": 1})
+    assert (seen[0]["recvWindow"], seen[0]["timestamp"]) == ("700", "1000000000000")
+    assert "fenced" not in seen[0] and seen[0]["newClientOrderId"] == "a"
+
+
+@pytest.mark.parametrize("window_ms", [-1.0, 0.0, 0.9])
+def test_an_entry_without_a_lease_never_reaches_the_socket(window_ms: float) -> None:
+    seen: list[str] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        seen.append(request.path)
+        return web.json_response({})
+
+    async def work(exchange: Exchange) -> tuple[Result, Result]:
+        return await exchange.call(entry()), await exchange.call(entry(fenced=False))
+
+    fenced, free = asyncio.run(served(handler, work, window_ms))
+    assert isinstance(fenced, Refused) and fenced.code == 0
+    assert isinstance(free, Done) and seen == [ORDER]
+
+
+def test_a_connection_dropped_after_sending_is_unknown() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.close()
+        return web.Response()
+
+    result = asyncio.run(served(handler, lambda exchange: exchange.call(entry())))
+    assert isinstance(result, Unknown)
+
+
+def test_an_exchange_that_is_not_there_refused_for_sure() -> None:
+    async def work() -> Result:
+        exchange = Exchange(
+            "http://127.0.0.1:1", "key", "secret", lambda: 1e12, lambda: 700.0, lambda: 0.0
+        )
+        try:
+            return await exchange.call(entry())
+        finally:
+            await exchange.close()
+
+    assert asyncio.run(work()) == Refused(0, "unreachable")
+
+
+def test_the_used_weight_is_read_from_the_header() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.json_response({"serverTime": 1}, headers={"X-MBX-USED-WEIGHT-1M": "321"})
+
+    async def work(exchange: Exchange) -> int:
+        await exchange.fetch("GET", "/fapi/v1/time")
+        return exchange.used_weight
+
+    assert asyncio.run(served(handler, work)) == 321
+
+
+# --- the dispatcher ---
+
+
+class Slow:
+    """An exchange that answers when told; remembers the order of what reached it."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.gate = asyncio.Event()
+        self.used_weight = 0
+        self.answer: Result = Done({})
+
+    async def call(self, request: Any) -> Result:
+        self.seen.append(request.about)
+        await self.gate.wait()
+        return self.answer
+
+
+def ask(about: str, priority: int) -> Query:
+    return Query("GET", ORDER, {}, about, "query", priority)
+
+
+def test_protection_always_finds_a_free_place() -> None:
+    async def work() -> list[str]:
+        slow = Slow()
+        dispatcher = Dispatcher(slow, lambda reply: None, lambda: 0.0)  # type: ignore[arg-type]
+        for number in range(20):
+            dispatcher.put(ask(f"h{number}", HISTORY))
+        dispatcher.put(ask("stop", PROTECT))
+        dispatcher.put(ask("cancel", CANCEL))
+        await asyncio.sleep(0)
+        seen = list(slow.seen)
+        await dispatcher.close()
+        return seen
+
+    seen = asyncio.run(work())
+    assert len(seen) == CONCURRENT_MAX - RESERVED + 2
+    assert seen[-2:] == ["stop", "cancel"]
+
+
+def test_the_most_urgent_goes_first() -> None:
+    async def work() -> list[str]:
+        slow = Slow()
+        dispatcher = Dispatcher(slow, lambda reply: None, lambda: 0.0)  # type: ignore[arg-type]
+        for number in range(CONCURRENT_MAX):
+            dispatcher.put(ask(f"h{number}", HISTORY))
+        dispatcher.put(entry("entry"))
+        slow.gate.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await dispatcher.close()
+        return slow.seen
+
+    assert asyncio.run(work()).index("entry") == CONCURRENT_MAX - RESERVED
+
+
+def test_a_throttled_address_refuses_entries_and_lets_exits_through() -> None:
+    async def work() -> tuple[list[str], list[Replied]]:
+        slow, replies = Slow(), []
+        slow.answer = Throttled(5_000.0, "429")
+        slow.gate.set()
+        dispatcher = Dispatcher(slow, replies.append, lambda: 0.0)  # type: ignore[arg-type]
+        dispatcher.put(ask("first", HISTORY))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        dispatcher.put(entry("entry"))
+        dispatcher.put(ask("later", HISTORY))
+        dispatcher.put(ask("stop", PROTECT))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await dispatcher.close()
+        return slow.seen, replies
+
+    seen, replies = asyncio.run(work())
+    assert seen == ["first", "stop"]
+    assert [r.request.about for r in replies] == ["first", "entry", "stop"]
+    assert isinstance(replies[1].result, Throttled)
+
+
+@pytest.mark.parametrize(("weight", "sent"), [(1_919, True), (1_920, True), (1_921, False)])
+def test_entries_end_at_four_fifths_of_the_weight(weight: int, sent: bool) -> None:
+    async def work() -> list[str]:
+        slow = Slow()
+        slow.used_weight = weight
+        dispatcher = Dispatcher(slow, lambda reply: None, lambda: 0.0)  # type: ignore[arg-type]
+        dispatcher.put(entry("entry"))
+        await asyncio.sleep(0)
+        await dispatcher.close()
+        return slow.seen
+
+    assert bool(asyncio.run(work())) is sent

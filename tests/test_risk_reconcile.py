@@ -1,0 +1,374 @@
+"""Reconciliation: one pass makes us and the exchange agree, whatever went apart."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+from risk_desk import KEYS, MARKET_MS, Desk, cancels, queries, sends
+
+from risk import orders as order_fields
+from risk import portfolio
+from risk.events import Done, SnapshotTaken
+from risk.orders import Order, opposite
+from risk.portfolio import Position
+from risk.reconcile import (
+    NAMES,
+    Action,
+    Resting,
+    Snapshot,
+    action_from_fields,
+    action_to_fields,
+    difference,
+    snapshot_from_json,
+    snapshot_to_json,
+)
+from risk.recovery import START
+from streams import client_id, prefix3
+
+P3 = prefix3(KEYS)
+PREFIX = f"ag{P3}"
+SYMBOLS = [f"S{k}USDT" for k in range(6)]
+
+
+def snapshot(
+    positions: dict[str, tuple[Decimal, Decimal]] | None = None,
+    orders: tuple[Resting, ...] = (),
+    algos: tuple[Resting, ...] = (),
+    started_ms: float = 1e12,
+) -> Snapshot:
+    return Snapshot("1-1", started_ms, MARKET_MS, Decimal(10_000), positions or {}, orders, algos)
+
+
+def make_order(cause: str, leg: str, symbol: str, side: str, state: str, rev: int = 0) -> Order:
+    return Order(
+        id=client_id(P3, cause, leg, rev),
+        cause=cause,
+        leg=leg,
+        symbol=symbol,
+        side=side,
+        qty=Decimal(1),
+        price=Decimal(100),
+        state=state,
+        stop=Decimal(90),
+        target=Decimal(120),
+        revision=rev,
+    )
+
+
+def rest(order: Order) -> Resting:
+    kind = {"s": "STOP_MARKET", "t": "TAKE_PROFIT_MARKET"}.get(order.leg, "LIMIT")
+    return Resting(order.id, order.symbol, order.side, kind, order.price, order.algo, "7")
+
+
+class World:
+    """Both sides of a random divergence, and what carrying an action out does to them."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)
+        self.positions: dict[str, Position] = {}
+        self.known: dict[str, Order] = {}
+        self.foreign: set[str] = {s for s in SYMBOLS if self.chance.random() < 0.1}
+        self.there: dict[str, Decimal] = {}
+        self.algos: dict[str, Resting] = {}
+        self.orders: dict[str, Resting] = {}
+        for symbol in SYMBOLS:
+            self.build(symbol)
+
+    def maybe(self, share: float = 0.5) -> bool:
+        return self.chance.random() < share
+
+    def build(self, symbol: str) -> None:
+        cause, side = f"cause-{symbol}", self.chance.choice(("buy", "sell"))
+        state = self.chance.choice(("intent", "sent", "acked", "unknown", "filled", "canceled"))
+        if self.maybe(0.7):
+            entry = make_order(cause, "e", symbol, side, self.chance.choice(("filled", state)))
+            self.known[entry.id] = entry
+        legs = [make_order(cause, leg, symbol, opposite(side), state) for leg in "st"]
+        if self.maybe(0.6):
+            self.known |= {leg.id: leg for leg in legs}
+        for leg in legs:
+            if self.maybe():
+                self.algos[leg.id] = rest(leg)
+        if self.maybe(0.3):  # left over from an older round trip
+            orphan = make_order(f"old-{symbol}", "s", symbol, opposite(side), "acked", 2)
+            self.algos[orphan.id] = rest(orphan)
+        if self.maybe(0.2):
+            hand = Resting("by-hand", symbol, side, "LIMIT", Decimal(1))
+            self.orders[f"{symbol}-hand"] = hand
+        if self.maybe(0.6):
+            sign = 1 if side == "buy" else -1
+            self.there[symbol] = Decimal(self.chance.choice((1, 1, 2, -1))) * sign
+        if self.maybe():
+            self.positions[symbol] = Position(
+                symbol=symbol,
+                side=side,
+                signal=cause,
+                qty=Decimal(1),
+                entry=Decimal(100),
+                stop=Decimal(90),
+                target=Decimal(self.chance.choice((0, 120))),
+                stop_order=self.chance.choice(("", legs[0].id)),
+                stop_state=self.chance.choice(("none", "sent", "acked")),
+                target_order=self.chance.choice(("", legs[1].id)),
+                target_state=self.chance.choice(("none", "sent", "acked")),
+            )
+
+    def snapshot(self) -> Snapshot:
+        sizes = {s: (a, Decimal(100)) for s, a in self.there.items() if a}
+        return snapshot(sizes, tuple(self.orders.values()), tuple(self.algos.values()))
+
+    def difference(self) -> tuple[Action, ...]:
+        return difference(self.positions, self.known, self.foreign, self.snapshot(), PREFIX)
+
+    def place(self, symbol: str, leg: str) -> None:
+        position = self.positions[symbol]
+        order = make_order(position.signal, leg, symbol, opposite(position.side), "acked")
+        while order.id in self.known and self.known[order.id].terminal:
+            order = make_order(
+                position.signal, leg, symbol, order.side, "acked", order.revision + 1
+            )
+        self.known[order.id] = order
+        self.algos[order.id] = rest(order)
+        name = "stop" if leg == "s" else "target"
+        changes = {f"{name}_order": order.id, f"{name}_state": "acked"}
+        self.positions[symbol] = replace(position, **changes)  # type: ignore[arg-type]
+
+    def carry_out(self, action: Action) -> None:
+        symbol, position = action.symbol, self.positions.get(action.symbol)
+        if action.name == "foreign":
+            self.foreign.add(symbol)
+        elif action.name == "own":
+            self.foreign.discard(symbol)
+        elif action.name == "settle" and position is not None:
+            if action.amount * position.sign > 0:
+                self.positions[symbol] = replace(position, qty=abs(action.amount))
+            else:
+                del self.positions[symbol]
+                self.end(position.signal)
+        elif action.name in ("stop", "target"):
+            self.place(symbol, action.name[0])
+        elif action.name == "query":
+            order = self.known[action.order]
+            self.known[order.id] = replace(order, state="filled" if order.leg == "e" else "expired")
+            if order.leg == "e" and position is None:
+                self.end(order.cause)
+        elif action.name == "confirm" and position is not None:
+            resting = self.algos[action.order]
+            leg = "stop" if resting.kind == "STOP_MARKET" else "target"
+            changes = {f"{leg}_state": "acked", f"{leg}_order": action.order}
+            self.positions[symbol] = replace(position, **changes)  # type: ignore[arg-type]
+            order = make_order(position.signal, leg[0], symbol, opposite(position.side), "acked")
+            self.known[action.order] = replace(order, id=action.order)
+        elif action.name == "cancel":
+            del self.algos[action.order]
+            if action.order in self.known:
+                self.known[action.order] = replace(self.known[action.order], state="canceled")
+        elif action.name == "adopt":
+            self.adopt(action)
+
+    def end(self, cause: str) -> None:
+        for order in list(self.known.values()):
+            if order.cause == cause and not order.terminal:
+                self.known[order.id] = replace(order, state="canceled")
+
+    def adopt(self, action: Action) -> None:
+        symbol, entry = action.symbol, self.known.get(action.order)
+        self.foreign.discard(symbol)
+        made = Position(
+            symbol=symbol,
+            side="buy" if action.amount > 0 else "sell",
+            signal=entry.cause if entry and entry.leg == "e" else f"adopted-{action.order}",
+            qty=abs(action.amount),
+            stop=Decimal(90),
+        )
+        if entry is not None and entry.leg == "e":
+            self.positions[symbol] = replace(made, target=Decimal(120))
+            self.known[entry.id] = replace(entry, state="filled")
+            for order in list(self.known.values()):
+                if order.cause == entry.cause and order.algo and order.terminal:
+                    self.algos.pop(order.id, None)
+            self.place(symbol, "s")
+            self.place(symbol, "t")
+        else:
+            self.positions[symbol] = replace(made, stop_order=action.order, stop_state="acked")
+            order = make_order(made.signal, "s", symbol, opposite(made.side), "acked")
+            self.known[action.order] = replace(order, id=action.order)
+
+
+@pytest.mark.parametrize("block", range(20))
+def test_one_pass_converges(block: int) -> None:
+    for seed in range(block * 100, block * 100 + 100):
+        world = World(seed)
+        first = world.difference()
+        for action in first:
+            world.carry_out(action)
+        assert world.difference() == (), f"seed {seed}: {first}"
+
+
+def test_agreement_needs_no_action() -> None:
+    assert difference({}, {}, (), snapshot(), PREFIX) == ()
+
+
+def test_a_foreign_stop_that_closes_all_counts_as_protection() -> None:
+    position = Position("BTCUSDT", "buy", "s1", Decimal(1), stop=Decimal(90))
+    by_hand = Resting("web_1", "BTCUSDT", "sell", "STOP_MARKET", Decimal(95), closes_all=True)
+    there = snapshot({"BTCUSDT": (Decimal(1), Decimal(100))}, algos=(by_hand,))
+    assert difference({"BTCUSDT": position}, {}, (), there, PREFIX) == ()
+
+
+def test_a_stop_of_part_of_the_size_is_no_protection() -> None:
+    position = Position("BTCUSDT", "buy", "s1", Decimal(1), stop=Decimal(90))
+    by_hand = Resting("web_1", "BTCUSDT", "sell", "STOP_MARKET", Decimal(95), closes_all=False)
+    there = snapshot({"BTCUSDT": (Decimal(1), Decimal(100))}, algos=(by_hand,))
+    names = [a.name for a in difference({"BTCUSDT": position}, {}, (), there, PREFIX)]
+    assert names == ["stop"]
+
+
+def test_snapshots_and_actions_survive_their_text() -> None:
+    for seed in range(20):
+        world = World(seed)
+        made = world.snapshot()
+        assert snapshot_from_json(snapshot_to_json(made)) == made
+        for action in world.difference():
+            assert action.name in NAMES
+            assert action_from_fields(action_to_fields(action, "1-1")) == action
+
+
+def test_orders_and_positions_survive_their_hashes() -> None:
+    for seed in range(20):
+        world = World(seed)
+        for order in world.known.values():
+            assert order_fields.from_fields(order_fields.to_fields(order)) == order
+        for position in world.positions.values():
+            assert portfolio.from_fields(portfolio.to_fields(position)) == position
+
+
+# --- carried out by the core ---
+
+
+def restart(desk: Desk) -> Desk:
+    """A new holder with what the hashes of the old one say."""
+    after = Desk(limits=desk.limits)
+    after.boot_ms, after.market_ms = desk.boot_ms + 3_000, desk.market_ms + 3_000
+    after.state.reconciled = False
+    for position in desk.state.positions.values():
+        kept = portfolio.from_fields(portfolio.to_fields(position))
+        after.state.positions[kept.symbol] = kept
+    for order in desk.state.orders.values():
+        kept_order = order_fields.from_fields(order_fields.to_fields(order))
+        after.state.orders[kept_order.id] = kept_order
+    return after
+
+
+def test_after_a_restart_a_resting_stop_is_kept_and_nothing_is_sent() -> None:
+    desk = Desk()
+    entry, stop, target = desk.open()
+    algos = tuple(rest(desk.state.orders[leg.about]) for leg in (stop, target))
+    after = restart(desk)
+    size = Decimal(entry.params["quantity"])
+    truth = snapshot({"BTCUSDT": (size, Decimal(1000))}, algos=algos)
+    done = after.do(SnapshotTaken(truth, START))
+    assert not sends(done) and not cancels(done) and not queries(done)
+    assert after.state.reconciled
+
+
+def test_after_a_restart_a_missing_stop_is_placed_or_the_position_left() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    desk.fill(entry, "1", "1000")
+    after = restart(desk)
+    done = after.do(SnapshotTaken(snapshot({"BTCUSDT": (Decimal(1), Decimal(1000))}), START))
+    stops = sends(done, "stop")
+    assert len(stops) == 1
+    assert sends(after.wait(1_000), "exit")  # nobody confirmed it
+
+
+def test_after_a_restart_an_entry_in_flight_is_asked_for_and_not_sent() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    after = restart(desk)
+    done = after.do(SnapshotTaken(snapshot(), START))
+    assert [q.about for q in queries(done)] == [entry.about]
+    assert not sends(done)
+    done = after.done(queries(done)[0], "FILLED", "1")
+    assert sends(done, "stop") and sends(done, "target")
+
+
+def test_an_entry_that_filled_while_nobody_watched_is_adopted_and_protected() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    after = restart(desk)
+    there = snapshot({"BTCUSDT": (Decimal(1), Decimal(1000))})
+    done = after.do(SnapshotTaken(there, START))
+    assert [s.params["clientAlgoId"][-2] for s in sends(done)] == ["s", "t"]
+    asked = queries(done, "settle")[0]
+    row = {"symbol": "BTCUSDT", "id": 3, "orderId": 42, "side": "BUY", "price": "1000"}
+    row |= {"qty": "1", "commission": "0.5", "commissionAsset": "USDT", "time": MARKET_MS}
+    after.reply(asked, Done([row]))
+    position = after.state.positions["BTCUSDT"]
+    assert (position.qty, position.confidence) == (Decimal(1), 0.6)
+    assert position.entry_order == entry.about
+
+
+def test_a_stop_that_filled_while_nobody_watched_closes_with_its_reason() -> None:
+    desk = Desk()
+    entry, stop, target = desk.open()
+    after = restart(desk)
+    done = after.do(SnapshotTaken(snapshot(), START))
+    asked = queries(done, "trace")
+    assert [q.about for q in asked] == [stop.about]
+    told = {"algoId": 1, "algoStatus": "FINISHED", "actualOrderId": "900"}
+    more = after.reply(asked[0], Done(told))
+    more = after.reply(queries(more, "trace")[0], Done({"algoId": 2, "algoStatus": "EXPIRED"}))
+    row = {"symbol": "BTCUSDT", "id": 8, "orderId": 900, "side": "SELL", "price": "990"}
+    row |= {"qty": entry.params["quantity"], "commission": "1", "commissionAsset": "USDT"}
+    row |= {"time": int(after.market_ms), "realizedPnl": "-10"}
+    after.reply(queries(more, "settle")[0], Done([row]))
+    assert not after.state.positions
+    hashes = [e for e in after.effects if hasattr(e, "ops")]
+    closed = [o[2] for e in hashes for o in e.ops if o[0] == "hset" and "exit_reason" in o[2]]
+    assert closed[-1]["exit_reason"] == "stop"
+    assert target.about
+
+
+def test_an_exit_decided_before_a_restart_is_carried_on() -> None:
+    desk = Desk()
+    entry, stop, target = desk.open()
+    desk.signal(id="against", side="sell", stop="1010", target="980")
+    algos = tuple(rest(desk.state.orders[leg.about]) for leg in (stop, target))
+    after = restart(desk)
+    size = Decimal(entry.params["quantity"])
+    after.do(SnapshotTaken(snapshot({"BTCUSDT": (size, Decimal(1000))}, algos=algos), START))
+    assert len(sends(after.wait(250), "exit")) == 1
+
+
+def test_an_orphan_of_ours_is_cancelled_and_a_foreign_order_left_alone() -> None:
+    desk = Desk()
+    orphan = rest(make_order("gone", "s", "ETHUSDT", "sell", "acked"))
+    by_hand = Resting("web_9", "SOLUSDT", "buy", "LIMIT", Decimal(5))
+    done = desk.do(SnapshotTaken(snapshot(algos=(orphan,), orders=(by_hand,)), START))
+    assert [c.about for c in cancels(done)] == [orphan.id]
+    assert desk.state.foreign == {"SOLUSDT"}
+
+
+def test_what_changed_after_the_snapshot_was_begun_is_left_to_the_next() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    desk.fill(entry, "1", "1000")
+    stale = snapshot(started_ms=desk.boot_ms)
+    done = desk.do(SnapshotTaken(stale, "reconcile"))
+    assert not sends(done) and not queries(done, "settle")
+    assert "BTCUSDT" in desk.state.positions
+    assert [e for e in desk.wait(1_000) if type(e).__name__ == "Snap"]
+
+
+def test_a_snapshot_for_the_job_corrects_nothing_by_itself() -> None:
+    desk = Desk()
+    orphan = rest(make_order("gone", "s", "ETHUSDT", "sell", "acked"))
+    done = desk.do(SnapshotTaken(snapshot(algos=(orphan,)), "snapshot", "c1"))
+    assert not cancels(done)
+    answers = [o for e in done if hasattr(e, "ops") for o in e.ops if o[1] == KEYS.replies]
+    assert "c1" in answers[0][2]

@@ -1,0 +1,453 @@
+"""The core of risk, one event at a time: each path from signal to flat."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+from risk_desk import (
+    KEYS,
+    NOT_FOUND,
+    Desk,
+    cancels,
+    decisions,
+    ops,
+    queries,
+    sends,
+    signal_fields,
+)
+
+from risk.events import (
+    Commit,
+    Done,
+    MarksSeen,
+    Refused,
+    Stopping,
+    Throttled,
+    Unknown,
+)
+from risk.gate import Limits
+
+
+def test_a_signal_becomes_one_limit_ioc_entry_with_all_legs_written_first() -> None:
+    desk = Desk()
+    done = desk.signal()
+    entry = sends(done, "entry")
+    assert len(entry) == 1
+    params = entry[0].params
+    assert (params["type"], params["timeInForce"], params["side"]) == ("LIMIT", "IOC", "BUY")
+    assert params["newOrderRespType"] == "RESULT"
+    assert entry[0].fenced
+    commit = next(e for e in done if isinstance(e, Commit))
+    assert done.index(commit) < done.index(entry[0])
+    assert commit.armed and commit.unless == (KEYS.order(entry[0].about),)
+    assert commit.ack == (KEYS.signals, "main", "1-0")
+    intents = [op[2]["leg"] for op in commit.ops if op[1] == KEYS.orders]
+    assert intents == ["entry", "stop", "target", "emergency close"]
+
+
+def test_no_quantity_or_price_leaves_the_exchanges_steps() -> None:
+    desk = Desk()
+    params = sends(desk.signal(stop="993.37", target="1021.19"), "entry")[0].params
+    assert Decimal(params["quantity"]) % Decimal("0.001") == 0
+    assert Decimal(params["price"]) % Decimal("0.1") == 0
+    assert Decimal(params["price"]) <= Decimal("1001")  # touch 1000 and 10 bp
+
+
+@pytest.mark.parametrize("outcome", ["stale", "disarmed", "duplicate", "failed"])
+def test_nothing_is_sent_when_the_intents_are_not_written(outcome: str) -> None:
+    desk = Desk(commit_outcome=outcome)
+    done = desk.signal()
+    assert not sends(done)
+    desk.commit_outcome = "ok"
+    assert not [o for o in desk.state.orders.values() if not o.terminal]
+
+
+def test_an_entry_whose_write_is_unknown_ends_in_a_terminal_state() -> None:
+    desk = Desk(commit_outcome="failed")
+    desk.signal()
+    states = {order.leg: order.state for order in desk.state.orders.values()}
+    assert states == dict.fromkeys("estc", "canceled")
+    assert not desk.state.reconciled
+
+
+def test_a_disarmed_account_acknowledges_the_signal_with_a_reason() -> None:
+    desk = Desk(commit_outcome="disarmed")
+    done = desk.signal()
+    assert decisions(done)[-1]["refused_by"] == "armed"
+    assert not desk.state.armed
+
+
+def test_a_signal_read_twice_is_decided_once() -> None:
+    desk = Desk()
+    assert len(sends(desk.signal(), "entry")) == 1
+    again = desk.signal()
+    assert not sends(again)
+    commits = [e for e in again if isinstance(e, Commit)]
+    assert [c.ack for c in commits] == [(KEYS.signals, "main", "2-0")]
+
+
+def test_what_is_no_signal_is_set_aside_with_a_reason() -> None:
+    desk = Desk()
+    done = desk.signal(stop="1010")
+    assert "stop" in ops(done, "xadd", KEYS.dead)[0][2]["why"]
+    assert not sends(done)
+
+
+# --- protection ---
+
+
+def test_the_first_fill_sends_stop_then_target_at_once() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    done = desk.fill(entry, "0.5", "1000", "PARTIALLY_FILLED")
+    assert [s.purpose for s in sends(done)] == ["stop", "target"]
+    stop = sends(done, "stop")[0].params
+    assert stop["type"] == "STOP_MARKET" and stop["closePosition"] == "true"
+    assert stop["triggerPrice"] == "990" and stop["side"] == "SELL"
+    assert "quantity" not in stop and "reduceOnly" not in stop
+    assert sends(done, "target")[0].params["type"] == "TAKE_PROFIT_MARKET"
+
+
+def test_a_second_fill_adds_to_the_position_and_sends_nothing() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    desk.fill(entry, "0.5", "1000", "PARTIALLY_FILLED")
+    done = desk.fill(entry, "0.5", "1002")
+    assert not sends(done)
+    position = desk.state.positions["BTCUSDT"]
+    assert (position.qty, position.entry) == (Decimal("1.0"), Decimal("1001"))
+
+
+def test_the_same_fill_told_twice_counts_once() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    desk.fill(entry, "0.5", "1000", "PARTIALLY_FILLED")
+    desk.trades -= 1
+    desk.fill(entry, "0.5", "1000", "PARTIALLY_FILLED")
+    assert desk.state.positions["BTCUSDT"].qty == Decimal("0.5")
+    assert desk.state.money.fills == 1
+
+
+def test_a_fill_told_first_by_the_reply_is_protected_before_its_trades_are_known() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    done = desk.done(entry, "FILLED", entry.params["quantity"])
+    assert [s.purpose for s in sends(done)] == ["stop", "target"]
+    assert not sends(desk.fill(entry, entry.params["quantity"], "1000"))
+    assert desk.state.positions["BTCUSDT"].qty == Decimal(entry.params["quantity"])
+
+
+def test_trades_that_the_user_stream_does_not_bring_are_asked_for() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    desk.done(entry, "FILLED", "1")
+    desk.accepted(sends(desk.effects, "stop")[0])
+    asked = queries(desk.wait(1_000), "trades")
+    assert [q.about for q in asked] == ["BTCUSDT"]
+    row = {"symbol": "BTCUSDT", "id": 9, "orderId": 42, "side": "BUY", "price": "1000"}
+    row |= {"qty": "1", "commission": "0.5", "commissionAsset": "USDT", "time": int(desk.market_ms)}
+    desk.reply(asked[0], Done([row]))
+    assert desk.state.positions["BTCUSDT"].qty == 1
+
+
+@pytest.mark.parametrize(("after_ms", "flat"), [(999, False), (1_000, True), (1_001, True)])
+def test_a_position_without_a_confirmed_stop_is_flattened_at_naked_ms(
+    after_ms: int, flat: bool
+) -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    desk.fill(entry, "1", "1000")
+    exits = sends(desk.wait(after_ms), "exit")
+    assert bool(exits) is flat
+    if flat:
+        assert exits[0].params["type"] == "MARKET" and exits[0].params["reduceOnly"] == "true"
+
+
+def test_a_confirmed_stop_ends_the_naked_time_and_records_it() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    stop = sends(desk.fill(entry, "1", "1000"), "stop")[0]
+    desk.boot_ms += 40
+    desk.market_ms += 40
+    desk.accepted(stop)
+    assert desk.state.positions["BTCUSDT"].naked_ms == 40
+    assert not sends(desk.wait(5_000), "exit")
+
+
+def test_a_stop_that_would_trigger_means_exit_now() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    stop = sends(desk.fill(entry, "1", "1000"), "stop")[0]
+    done = desk.reply(stop, Refused(-2021, "Order would immediately trigger."))
+    exits = sends(done, "exit")
+    assert len(exits) == 1 and exits[0].params["quantity"] == "1"
+
+
+def test_minus_4130_means_protected_already_and_is_looked_up() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    stop = sends(desk.fill(entry, "1", "1000"), "stop")[0]
+    asked = queries(desk.reply(stop, Refused(-4130, "exists")), "algos")
+    assert len(asked) == 1
+    row = {"clientAlgoId": stop.about, "algoStatus": "NEW", "orderType": "STOP_MARKET"}
+    desk.reply(asked[0], Done([row | {"createTime": int(desk.market_ms), "algoId": 5}]))
+    assert desk.state.positions["BTCUSDT"].stop_state == "acked"
+    assert not sends(desk.wait(2_000), "exit")
+
+
+@pytest.mark.parametrize("answer", [Unknown("time-out"), Refused(-1008, "overload")])
+def test_a_stop_is_sent_again_until_it_stands(answer: Unknown | Refused) -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    stop = sends(desk.fill(entry, "1", "1000"), "stop")[0]
+    desk.reply(stop, answer)
+    again = sends(desk.wait(250), "stop")
+    assert [s.about for s in again] == [stop.about]
+
+
+def test_a_throttled_stop_does_not_wait_past_the_naked_deadline() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    stop = sends(desk.fill(entry, "1", "1000"), "stop")[0]
+    desk.reply(stop, Throttled(desk.boot_ms + 60_000, "banned"))
+    assert len(sends(desk.wait(1_000), "exit")) == 1
+
+
+def test_a_stop_cancelled_by_hand_is_placed_again_and_the_position_kept() -> None:
+    desk = Desk()
+    _, stop, _ = desk.open()
+    desk.algo(stop, "CANCELED")
+    again = sends(desk.wait(200), "stop")
+    assert len(again) == 1 and again[0].about != stop.about
+    assert not sends(desk.effects, "exit")
+
+
+# --- the end of an entry ---
+
+
+def test_an_ioc_that_expires_empty_frees_its_place_and_its_legs() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    desk.done(entry, "EXPIRED", "0")
+    assert {o.state for o in desk.state.orders.values()} == {"expired", "canceled"}
+    assert not desk.state.positions
+    assert sends(desk.signal(id="s2"), "entry")
+
+
+def test_an_ioc_that_fills_in_part_keeps_the_part_and_protects_it() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    done = desk.done(entry, "EXPIRED", "0.3")
+    assert sends(done, "stop")
+    desk.fill(entry, "0.3", "1000", "PARTIALLY_FILLED")
+    assert desk.state.positions["BTCUSDT"].qty == Decimal("0.3")
+
+
+def test_a_refused_entry_frees_its_place_and_is_never_sent_again() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    done = desk.reply(entry, Refused(-2019, "Margin is insufficient."))
+    assert ops(done, "srem", KEYS.orders_open)
+    assert not sends(done) and not sends(desk.wait(10_000))
+
+
+def test_an_unknown_entry_stays_reserved_is_queried_and_never_sent_again() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    desk.reply(entry, Unknown("time-out"))
+    assert desk.state.orders[entry.about].state == "unknown"
+    assert decisions(desk.signal(id="s2"))[0]["refused_by"] == "duplicate"
+    asked = queries(desk.wait(250))
+    assert [q.params["origClientOrderId"] for q in asked] == [entry.about]
+    done = desk.done(asked[0], "FILLED", "1")
+    assert sends(done, "stop") and not sends(desk.effects, "entry")[1:]
+
+
+def test_not_found_ends_an_unknown_entry_only_after_recv_window_and_twice() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    desk.reply(entry, Unknown("time-out"))
+    first = queries(desk.wait(250))[0]
+    desk.reply(first, NOT_FOUND)
+    assert not desk.state.orders[entry.about].terminal
+    asked = queries(desk.wait(2_300))
+    desk.reply(asked[0], NOT_FOUND)
+    assert desk.state.orders[entry.about].state == "rejected"
+
+
+def test_an_early_second_not_found_is_not_believed() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    desk.reply(entry, Unknown("time-out"))
+    first = queries(desk.wait(250))[0]
+    desk.reply(first, NOT_FOUND)
+    desk.reply(first, NOT_FOUND)
+    assert desk.state.orders[entry.about].state == "unknown"
+
+
+def test_a_fill_contradicts_a_not_found() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    desk.reply(entry, Unknown("time-out"))
+    first = queries(desk.wait(250))[0]
+    desk.reply(first, NOT_FOUND)
+    desk.reply(queries(desk.wait(2_300))[0], NOT_FOUND)
+    assert sends(desk.fill(entry, "1", "1000"), "stop")
+    assert desk.state.positions["BTCUSDT"].qty == 1
+
+
+# --- leaving ---
+
+
+def test_a_stop_that_fills_closes_the_round_trip_and_takes_its_sibling_back() -> None:
+    desk = Desk()
+    entry, stop, target = desk.open()
+    desk.algo(stop, "TRIGGERED", "555")
+    done = desk.fill(stop, entry.params["quantity"], "989.9", realised="-10")
+    assert not desk.state.positions
+    assert [c.params["clientAlgoId"] for c in cancels(done)] == [stop.about, target.about]
+    closed = ops(done, "hset", KEYS.order(entry.about))
+    assert closed[-1][2]["exit_reason"] == "stop"
+    assert desk.state.money.trades_closed == 1
+
+
+def test_a_child_fill_told_before_its_trigger_is_still_the_stop() -> None:
+    desk = Desk()
+    entry, stop, _ = desk.open()
+    child = replace(stop, params={**stop.params, "newClientOrderId": "made-by-exchange"})
+    done = desk.fill(child, entry.params["quantity"], "989.9", realised="-10")
+    assert ops(done, "hset", KEYS.order(entry.about))[-1][2]["exit_reason"] == "stop"
+
+
+def test_a_sibling_that_expired_by_itself_is_asked_and_ends() -> None:
+    desk = Desk()
+    entry, stop, target = desk.open()
+    done = desk.fill(target, entry.params["quantity"], "1020", realised="20")
+    cancel = next(c for c in cancels(done) if c.about == stop.about)
+    asked = queries(desk.reply(cancel, Refused(-2011, "Unknown order sent.")))
+    assert [q.params["clientAlgoId"] for q in asked] == [stop.about]
+    desk.reply(asked[0], Done({"algoId": 1, "algoStatus": "EXPIRED"}))
+    assert desk.state.orders[stop.about].state == "expired"
+
+
+def test_an_opposing_signal_closes_the_position() -> None:
+    desk = Desk()
+    desk.open()
+    done = desk.signal(id="against", side="sell", stop="1010", target="980")
+    assert len(sends(done, "exit")) == 1
+    assert desk.state.positions["BTCUSDT"].exit_reason == "signal decay"
+
+
+def test_signal_decay_can_be_turned_off() -> None:
+    desk = Desk(limits=Limits(signal_decay=False))
+    desk.open()
+    assert not sends(desk.signal(id="against", side="sell", stop="1010", target="980"))
+
+
+@pytest.mark.parametrize(("after_ms", "left"), [(-1, False), (0, True), (1, True)])
+def test_a_position_is_closed_at_its_maximum_hold(after_ms: int, left: bool) -> None:
+    limits = Limits(hold_max_ms=50_000)
+    desk = Desk(limits=limits)
+    desk.open()
+    assert bool(sends(desk.wait(50_000 + after_ms), "exit")) is left
+
+
+@pytest.mark.parametrize(
+    ("mark", "left"), [("1000", True), ("1001", True), ("1001.01", False), ("998.99", False)]
+)
+def test_a_position_that_stands_still_is_closed_and_a_moving_one_is_not(
+    mark: str, left: bool
+) -> None:
+    desk = Desk(limits=Limits(stagnation_ms=50_000))
+    desk.open()
+    desk.market_ms += 49_999
+    desk.do(MarksSeen((("BTCUSDT", mark, "0", 0),), 0))
+    assert bool(sends(desk.wait(1), "exit")) is left
+
+
+def test_an_exit_of_unknown_fate_is_sent_again_with_the_same_id() -> None:
+    desk = Desk()
+    desk.open()
+    first = sends(desk.signal(id="against", side="sell", stop="1010", target="980"), "exit")[0]
+    desk.reply(first, Unknown("time-out"))
+    again = sends(desk.wait(1_000), "exit")
+    assert [s.about for s in again] == [first.about]
+
+
+def test_a_refused_exit_is_tried_anew_until_flat() -> None:
+    desk = Desk()
+    entry, _, _ = desk.open()
+    first = sends(desk.signal(id="against", side="sell", stop="1010", target="980"), "exit")[0]
+    desk.reply(first, Refused(-4131, "PERCENT_PRICE"))
+    again = sends(desk.wait(250), "exit")
+    assert len(again) == 1 and again[0].about != first.about
+    desk.fill(again[0], entry.params["quantity"], "1000")
+    assert not desk.state.positions and not sends(desk.wait(10_000), "exit")
+
+
+def test_an_exit_without_redis_is_sent_all_the_same() -> None:
+    desk = Desk()
+    desk.open()
+    desk.commit_outcome = "failed"
+    done = desk.signal(id="against", side="sell", stop="1010", target="980")
+    assert len(sends(done, "exit")) == 1
+
+
+def test_a_stale_holder_sends_no_exit() -> None:
+    desk = Desk()
+    desk.open()
+    desk.commit_outcome = "stale"
+    assert not sends(desk.signal(id="against", side="sell", stop="1010", target="980"))
+
+
+# --- gathering ---
+
+
+def test_an_unprepared_symbol_is_set_up_and_quoted_before_the_decision() -> None:
+    desk = Desk()
+    desk.state.prepared.clear()
+    desk.state.quotes.clear()
+    done = desk.signal()
+    assert {s.purpose for s in sends(done)} == {"margin", "leverage"}
+    quote = queries(done, "quote")[0]
+    desk.reply(quote, Done({"bidPrice": "999.9", "askPrice": "1000"}))
+    desk.reply(sends(done, "margin")[0], Refused(-4046, "No need to change margin type."))
+    last = desk.reply(sends(done, "leverage")[0], Done({"leverage": 3, "symbol": "BTCUSDT"}))
+    assert len(sends(last, "entry")) == 1
+
+
+def test_a_symbol_whose_leverage_cannot_be_set_gets_no_entry() -> None:
+    desk = Desk()
+    desk.state.prepared.clear()
+    done = desk.signal()
+    desk.reply(sends(done, "leverage")[0], Refused(-4028, "Leverage is not valid"))
+    late = desk.wait(1_000)
+    assert not sends(late, "entry")
+    assert decisions(late)[0]["refused_by"] in ("leverage", "market")
+
+
+def test_a_signal_without_a_quote_is_refused_with_its_numbers() -> None:
+    desk = Desk()
+    desk.state.quotes.clear()
+    desk.signal()
+    assert decisions(desk.wait(1_000))[0]["refused_by"] == "market"
+
+
+def test_a_stopping_process_makes_no_entry_and_still_protects() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    desk.do(Stopping())
+    assert decisions(desk.signal(id="s2", symbol="ETHUSDT"))[0]["refused_by"] == "armed"
+    assert sends(desk.fill(entry, "1", "1000"), "stop")
+
+
+def test_every_refusal_names_its_rule_and_acknowledges() -> None:
+    desk = Desk()
+    desk.market_ms += 15_001
+    desk.boot_ms += 1
+    done = desk.signal()
+    assert decisions(done)[0]["refused_by"] == "stale"
+    assert [c.ack for c in done if isinstance(c, Commit)] == [(KEYS.signals, "main", "1-0")]
+    assert signal_fields()["id"] == decisions(done)[0]["signal"]
