@@ -1,0 +1,427 @@
+"""From kernel events to what is to be published: rules are asked, signals opened, outcomes written.
+
+`on_events` takes the rows of one kernel call and gives effects in order; it touches the follow
+table of the state and nothing outside. `rearm` takes the `pending` hash back after a restart: a
+signal that the table still follows goes on untouched, another is first judged on the closed candles
+of the time in between, stop first, and then followed again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from brain.closing import EVERY_CLOSE
+from brain.events import CLOSE_EVENT, GONE, OUTCOME, RESULTS, RESYNC, WHOLE
+from brain.features import features
+from brain.follow import arm
+from brain.rules import Candidate, Rule, ask, stop_masks
+from brain.signals import Check, Facts, Model, Signal, Terms, judge, signal_key
+from brain.state import (
+    ACTIVE,
+    DEGRADED,
+    QUOTE_NS,
+    SUSPECT_UNTIL_NS,
+    State,
+    candles,
+    follows,
+)
+from brain.view import INDEX, CandleView
+from records import TIMEFRAME_NAMES, TIMEFRAMES_MIN
+
+REMEMBERED: Final = 1_024  # keys that ended here, and outcomes whose signal is not known yet
+MINUTE_MS: Final = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class PutSignal:
+    """`pending` is written with the signal; a shadow signal is written to pending only."""
+
+    id: str
+    shadow: bool
+    expires_ms: int
+    fields: Mapping[str, str]
+    pending: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutOutcome:
+    id: str
+    fields: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class PutDecision:
+    fields: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class PutJournal:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskPending:
+    """A symbol became whole: signals that wait for it may be in `pending`."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskSnapshot:
+    row: int
+
+
+Effect = PutSignal | PutOutcome | PutDecision | PutJournal | AskPending | AskSnapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """One followed signal, as it lies in `pending`: all that is needed to go on and to judge it."""
+
+    id: str
+    symbol: str
+    rule: str
+    timeframe: str
+    side: int
+    entry: float
+    stop: float
+    target: float
+    cost: float
+    known_ns: int
+    deadline_ms: int
+    bars_from_ms: int
+    shadow: bool
+    fields: Mapping[str, str]
+    features: Mapping[str, float]
+
+    @property
+    def slot(self) -> tuple[str, str, str]:
+        return self.symbol, self.rule, self.timeframe
+
+
+@dataclass(slots=True)
+class Desk:
+    """The brain's Python side: rules, model, open signals by key."""
+
+    state: State
+    rules: list[Rule]
+    terms: Terms
+    taker_fee: float
+    model: Model = field(default_factory=Model)
+    open: dict[int, Open] = field(default_factory=dict)
+    slots: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    closed: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    strays: OrderedDict[int, dict[str, str]] = field(default_factory=OrderedDict)
+    masks: npt.NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros(len(TIMEFRAME_NAMES), np.int64)
+    )
+    candidates: int = 0
+    refused: int = 0
+    signals: int = 0
+    faults: int = 0
+
+
+def new_desk(state: State, rules: list[Rule], terms: Terms, taker_fee: float) -> Desk:
+    """A desk over a state that may already know symbols."""
+    desk = Desk(state, rules, terms, taker_fee)
+    desk.masks[:] = stop_masks(rules)
+    for row in np.flatnonzero(state.arrays.sym[:, ACTIVE]):
+        desk.rows[state.name(int(row))] = int(row)
+    return desk
+
+
+def on_events(desk: Desk, events: npt.NDArray[Any], boot_ns: int) -> list[Effect]:
+    """What the rows of one kernel call lead to, in their order."""
+    closes = events["kind"] == CLOSE_EVENT
+    masks = desk.masks[events["timeframe"]]
+    asked = closes & ((masks == EVERY_CLOSE) | (events["flags"] & masks != 0))
+    effects: list[Effect] = []
+    for index in np.flatnonzero(asked | (events["kind"] >= OUTCOME)):
+        row = events[index]
+        kind = int(row["kind"])
+        if kind == CLOSE_EVENT:
+            effects += _on_close(desk, row, boot_ns)
+        elif kind == OUTCOME:
+            effects += _on_outcome(desk, row)
+        elif kind == WHOLE:
+            desk.rows[desk.state.name(int(row["symbol"]))] = int(row["symbol"])
+            effects.append(AskPending())
+        elif kind == GONE:
+            _on_gone(desk, int(row["symbol"]))
+        elif kind == RESYNC:
+            effects.append(AskSnapshot(int(row["symbol"])))
+    return effects
+
+
+def _on_gone(desk: Desk, row: int) -> None:
+    """Another lane follows this symbol's signals now; `pending` has them."""
+    gone = [name for name, known in desk.rows.items() if known == row]
+    for name in gone:
+        del desk.rows[name]
+    for key in [key for key, each in desk.open.items() if each.symbol in gone]:
+        del desk.slots[desk.open.pop(key).slot]
+
+
+def _on_close(desk: Desk, row: Any, boot_ns: int) -> list[Effect]:
+    timeframe, symbol_row = TIMEFRAME_NAMES[int(row["timeframe"])], int(row["symbol"])
+    flags, effects = int(row["flags"]), list[Effect]()
+    view = CandleView(
+        symbol=desk.state.name(symbol_row),
+        timeframe=timeframe,
+        bar_ms=int(row["bar_ms"]),
+        known_ms=int(row["known_ns"]) // 1_000_000,
+        flags=flags,
+        taker_fee=desk.taker_fee,
+        arrays=desk.state.arrays,
+        row=symbol_row,
+    )
+    if view.newest_bar_ms != view.bar_ms:
+        return effects  # several bars closed at once: only the newest is the present
+    for each in desk.rules:
+        if not each.asked(timeframe, flags):
+            continue
+        found, fault = ask(each, view)
+        if fault:
+            desk.faults += 1
+            desk.masks[:] = stop_masks(desk.rules)
+            effects.append(PutJournal(fault))
+        if found is not None:
+            desk.candidates += 1
+            effects += _on_candidate(desk, each, found, view, row, boot_ns)
+    return effects
+
+
+def _facts(desk: Desk, each: Rule, view: CandleView, row: Any) -> Facts:
+    sym, known_ns = desk.state.arrays.sym[view.row], int(row["known_ns"])
+    return Facts(
+        symbol=view.symbol,
+        rule=each.name,
+        rule_state=each.state,
+        timeframe=view.timeframe,
+        timeframe_ms=TIMEFRAMES_MIN[INDEX[view.timeframe]] * MINUTE_MS,
+        bar_ms=view.bar_ms,
+        known_ns=known_ns,
+        recv_ns=int(row["recv_ns"]),
+        degraded=bool(sym[DEGRADED]),
+        suspect=known_ns < int(sym[SUSPECT_UNTIL_NS]),
+        candles=view.candles(),
+        quote_age_ms=max((known_ns - int(sym[QUOTE_NS])) / 1e6, 0.0),
+        cost=view.round_trip,
+        already_open=(view.symbol, each.name, view.timeframe) in desk.slots,
+    )
+
+
+def _on_candidate(
+    desk: Desk, each: Rule, found: Candidate, view: CandleView, row: Any, boot_ns: int
+) -> list[Effect]:
+    facts = _facts(desk, each, view, row)
+    signal, checks = judge(found, facts, desk.model, desk.terms)
+    effects: list[Effect] = []
+    if signal is not None and signal.key in desk.closed:
+        checks.append(Check("new", False, {"id": signal.id}))
+        signal = None
+    if signal is not None and not _arm(desk, signal, view):
+        checks.append(Check("follow_room", False, {}))
+        signal = None
+    if signal is None or signal.shadow:
+        desk.refused += 1
+    if signal is not None:
+        desk.signals += not signal.shadow
+        fields = {**signal.fields, "signal_ns": str(boot_ns)}
+        each_open = Open(
+            id=signal.id,
+            symbol=view.symbol,
+            rule=each.name,
+            timeframe=view.timeframe,
+            side=signal.side,
+            entry=signal.price,
+            stop=signal.stop,
+            target=signal.target,
+            cost=facts.cost,
+            known_ns=signal.known_ns,
+            deadline_ms=signal.deadline_ms,
+            bars_from_ms=signal.bars_from_ms,
+            shadow=signal.shadow,
+            fields=fields,
+            features=features(view, found.side),
+        )
+        desk.open[signal.key] = each_open
+        desk.slots[each_open.slot] = signal.key
+        pending = json.dumps(asdict(each_open))
+        effects.append(PutSignal(signal.id, signal.shadow, signal.expires_ms, fields, pending))
+    effects.append(_decision(found, facts, signal, checks))
+    return effects
+
+
+def _arm(desk: Desk, signal: Signal, view: CandleView) -> bool:
+    slot = arm(
+        desk.state.arrays, view.row, INDEX[view.timeframe], signal.key, signal.known_ns,
+        signal.deadline_ms, signal.bars_from_ms, signal.side, signal.price, signal.stop,
+        signal.target,
+    )  # fmt: skip
+    return bool(slot >= 0)
+
+
+def _decision(
+    found: Candidate, facts: Facts, signal: Signal | None, checks: Sequence[Check]
+) -> PutDecision:
+    """One entry of `decisions`, in the words that risk uses for its own."""
+    refused = [check.name for check in checks if not check.ok]
+    outcome = "refused" if signal is None else ("shadow" if signal.shadow else "signal")
+    rows = [{"name": check.name, "ok": check.ok, **check.numbers} for check in checks]
+    return PutDecision(
+        {
+            "source": "brain",
+            "signal": signal.id if signal else "",
+            "symbol": facts.symbol,
+            "side": "buy" if found.side > 0 else "sell",
+            "rule": facts.rule,
+            "timeframe": facts.timeframe,
+            "bar_ms": str(facts.bar_ms),
+            "outcome": outcome,
+            "refused_by": refused[0] if refused else "",
+            "confidence": f"{signal.confidence:.6f}" if signal else "",
+            "reason": found.reason,
+            "verdicts": json.dumps(rows),
+            "ms": str(facts.known_ns // 1_000_000),
+        }
+    )
+
+
+# --- outcomes --------------------------------------------------------------------------------
+
+
+def _result(result: str, gross_r: float, price: float, known_ns: int) -> dict[str, str]:
+    return {
+        "result": result,
+        "gross_r": f"{gross_r:.6f}",
+        "exit_price": f"{price:.10g}",
+        "outcome_ms": str(known_ns // 1_000_000),
+    }
+
+
+def _outcome(each: Open, result: dict[str, str]) -> PutOutcome:
+    """The signal's fields, its end, and its features as they were."""
+    risk = abs(each.entry - each.stop)
+    net_r = float(result["gross_r"]) - each.cost / risk
+    duration_ms = int(result["outcome_ms"]) - each.known_ns // 1_000_000
+    fields = {
+        **each.fields,
+        **result,
+        "net_r": f"{net_r:.6f}",
+        "duration_ms": str(duration_ms),
+        "shadow": str(int(each.shadow)),
+        "features": json.dumps(each.features),
+    }
+    return PutOutcome(each.id, fields)
+
+
+def _remember(memory: OrderedDict[int, Any], key: int, value: Any) -> None:
+    memory[key] = value
+    if len(memory) > REMEMBERED:
+        memory.popitem(last=False)
+
+
+def _on_outcome(desk: Desk, row: Any) -> list[Effect]:
+    key = int(row["key"])
+    result = _result(
+        RESULTS[int(row["code"])], float(row["a"]), float(row["b"]), int(row["known_ns"])
+    )
+    each = desk.open.pop(key, None)
+    if each is None:  # opened before a restart; `pending` will tell whose it is
+        _remember(desk.strays, key, result)
+        return []
+    del desk.slots[each.slot]
+    _remember(desk.closed, key, None)
+    return [_outcome(each, result)]
+
+
+# --- restart ---------------------------------------------------------------------------------
+
+
+def parse_open(text: str) -> Open:
+    """An entry of `pending`. Raises ValueError, TypeError or KeyError when it is none."""
+    raw = json.loads(text)
+    made = Open(**{name: raw[name] for name in Open.__match_args__})
+    numbers = (made.entry, made.stop, made.target)
+    if made.side not in (1, -1) or not min(numbers) > 0.0 or made.timeframe not in INDEX:
+        raise ValueError(f"pending signal {made.id} is no bracket")
+    return made
+
+
+def rearm(desk: Desk, pending: Mapping[str, str]) -> list[Effect]:
+    """Follow again what `pending` holds for symbols that are whole here."""
+    effects: list[Effect] = []
+    a = desk.state.arrays
+    for signal_id, text in pending.items():
+        key = signal_key(signal_id)
+        if key in desk.open or key in desk.closed:
+            continue
+        try:
+            each = parse_open(text)
+        except (ValueError, TypeError, KeyError) as error:
+            effects.append(PutJournal(f"pending {signal_id} is not understood: {error}"))
+            _remember(desk.closed, key, None)
+            continue
+        row = desk.rows.get(each.symbol)
+        if key in desk.strays:
+            _remember(desk.closed, key, None)
+            effects.append(_outcome(each, desk.strays.pop(key)))
+        elif row is not None and not a.sym[row, DEGRADED]:
+            effects += _resume(desk, each, key, row)
+    return effects
+
+
+def _resume(desk: Desk, each: Open, key: int, row: int) -> list[Effect]:
+    a = desk.state.arrays
+    if not follows(a, row, key):
+        ended = judge_on_candles(desk.state, each, row)
+        if ended is not None:
+            _remember(desk.closed, key, None)
+            return [_outcome(each, ended)]
+        slot = arm(
+            a, row, INDEX[each.timeframe], key, each.known_ns, each.deadline_ms,
+            each.bars_from_ms, each.side, each.entry, each.stop, each.target,
+        )  # fmt: skip
+        if slot < 0:
+            return [PutJournal(f"signal {each.id} is not followed: {each.symbol} has too many")]
+    desk.open[key] = each
+    desk.slots[each.slot] = key
+    return []
+
+
+def judge_on_candles(state: State, each: Open, row: int) -> dict[str, str] | None:
+    """The end of a signal by closed candles since it was known, stop first; None while open.
+
+    The finest timeframe that reaches back far enough is used; its bars from the signal's own
+    bar end on. What happened within a coarser bar before that is not seen.
+    """
+    for index, timeframe in enumerate(TIMEFRAME_NAMES):
+        bars = candles(state, row, timeframe)
+        if len(bars) and bars["open_ms"][0] <= each.bars_from_ms:
+            return _judge(each, bars, TIMEFRAMES_MIN[index] * MINUTE_MS)
+    return None
+
+
+def _judge(each: Open, bars: npt.NDArray[Any], step_ms: int) -> dict[str, str] | None:
+    risk = abs(each.entry - each.stop)
+    for bar in bars[bars["open_ms"] >= each.bars_from_ms]:
+        known_ns = (int(bar["open_ms"]) + step_ms) * 1_000_000
+        worst, best = (bar["low"], bar["high"]) if each.side > 0 else (bar["high"], bar["low"])
+        if int(bar["open_ms"]) >= each.deadline_ms:
+            gross_r = (float(bar["open"]) - each.entry) * each.side / risk
+            return _result("timeout", gross_r, float(bar["open"]), known_ns)
+        if (worst - each.stop) * each.side <= 0.0:
+            gapped = (float(bar["open"]) - each.stop) * each.side < 0.0
+            price = float(bar["open"]) if gapped else each.stop
+            return _result("loss", (price - each.entry) * each.side / risk, price, known_ns)
+        if (best - each.target) * each.side >= 0.0:
+            gross_r = abs(each.target - each.entry) / risk
+            return _result("win", gross_r, each.target, known_ns)
+    return None
