@@ -1,0 +1,1 @@
+"""Exchange bytes to ring: decoder, firewall, continuity, history. Knows no Redis and no brain."""

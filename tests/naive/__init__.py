@@ -1,0 +1,1 @@
+"""Slow twins: what the kernels must answer, written for reading."""
