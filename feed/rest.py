@@ -19,7 +19,7 @@ from feed.walk import Table
 log = logging.getLogger("feed.rest")
 
 TIMEOUT_S: Final = 10.0
-BUSY_WAIT_S: Final = 1.0  # between looks at the weight while the budget is spent
+BUSY_WAIT_S: Final = 0.5  # between looks at the weight while the budget is spent
 BAN_WAIT_S: Final = 60.0  # when 429 or 418 names no time
 ATTEMPTS_MAX: Final = 4
 RETRY_WAIT_S: Final = 0.25  # doubled after each attempt

@@ -146,20 +146,23 @@ def _weight(route: Route, params: dict[str, str]) -> int:
 
 
 def _count(desk: Desk, route: Route, params: dict[str, str], now: Moment) -> dict[str, str]:
-    """Used weight of this clock minute and order counts of both windows, as headers."""
-    minute = now.boot_ms // MINUTE_MS
+    """Used weight of this clock minute and order counts of both windows, as headers.
+
+    Windows are market time: they pass faster where the market does.
+    """
+    minute = now.market_ms // MINUTE_MS
     if minute != desk.weight_minute:
         desk.weight_minute, desk.weight = minute, 0
     desk.weight += _weight(route, params)
     headers = {"X-MBX-USED-WEIGHT-1M": str(desk.weight)}
     if route.orders:
         times = desk.order_times
-        times.extend([now.boot_ms] * route.orders)
-        while times and now.boot_ms - times[0] >= MINUTE_MS:
+        times.extend([now.market_ms] * route.orders)
+        while times and now.market_ms - times[0] >= MINUTE_MS:
             times.popleft()
         recent = 0
         for stamp in reversed(times):
-            if now.boot_ms - stamp >= 10_000:
+            if now.market_ms - stamp >= 10_000:
                 break
             recent += 1
         headers["X-MBX-ORDER-COUNT-10S"] = str(recent)

@@ -1,0 +1,156 @@
+"""The command line. Nothing heavy is imported before the command is known.
+
+Exchange keys leave the environment first of all (launch.set_keys_aside): only `up` and `risk`
+carry them on, in memory that only risk reads. Errors are one sentence; exit 2 for a wrong call,
+1 for a failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final, NoReturn
+
+from maintenance import launch
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that says one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        name = self.prog.removeprefix("aegis").strip()
+        hint = f"`./aegis {name} --help`" if name else "`./aegis --help`"
+        print(f"{message}: see {hint}.", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _up(args: argparse.Namespace) -> int:
+    from maintenance import up
+
+    return up.main(args)
+
+
+def _node(args: argparse.Namespace) -> int:
+    from maintenance import node
+
+    return node.main()
+
+
+def _process(module: str, *words: str) -> Callable[[argparse.Namespace], int]:
+    def run(args: argparse.Namespace) -> int:
+        from maintenance import single
+
+        return single.run(args.command, module, list(words))
+
+    return run
+
+
+def _status(args: argparse.Namespace) -> int:
+    from maintenance import status
+
+    return status.main(args)
+
+
+def _operate(args: argparse.Namespace) -> int:
+    from maintenance import operate
+
+    return operate.main(args)
+
+
+def _redis(rest: list[str]) -> int:
+    from maintenance import redis_cli
+
+    return redis_cli.main(rest)
+
+
+def _venue(rest: list[str]) -> int:
+    from maintenance import single
+
+    return single.run("venue", "venue.main", rest)
+
+
+def _test(rest: list[str]) -> int:
+    import os
+
+    os.chdir(launch.ROOT)
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", *rest])  # noqa: S606
+
+
+_PASSED_ON: Final = {"redis": _redis, "venue": _venue, "test": _test}  # words go on unparsed
+
+
+def _add_up(commands: argparse._SubParsersAction[Parser]) -> None:
+    up = commands.add_parser("up", help="the whole system, by default on a simulated market")
+    up.add_argument(
+        "--for", dest="seconds", type=float, metavar="S", help="stop S seconds after the first tick"
+    )
+    up.add_argument("--symbols", metavar="N|LIST", help="how many symbols, or which")
+    up.add_argument("--rate", metavar="R", help="ticks per second of the generated market")
+    up.add_argument("--tape", nargs="+", metavar="FILE", help="play these captures instead")
+    up.add_argument("--speed", metavar="X", help="market seconds per second")
+    up.add_argument("--seed", metavar="S", help="seed of the generated market")
+    up.add_argument("--edge", metavar="E", help="edge of the generated market; 0: driftless")
+    up.add_argument("--summary", action="store_true", help="end with one JSON line")
+    up.add_argument("--keep", action="store_true", help="resume the data of the last run")
+    up.set_defaults(run=_up)
+
+
+def build() -> Parser:
+    """All commands that exist."""
+    parser = Parser(prog="aegis", description="AEGIS: a trading engine. `./aegis up` runs it all.")
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=Parser
+    )
+    _add_up(commands)
+    commands.add_parser("node", help="one node: feed and brain").set_defaults(run=_node)
+    commands.add_parser("risk", help="the risk process").set_defaults(run=_process("risk.main"))
+    for name, text in (
+        ("venue", "the simulated exchange: --port --symbols --rate --seed --tape --edge --strict"),
+        ("redis", "a command to the running Redis"),
+        ("test", "run the tests; arguments go to pytest"),
+    ):
+        commands.add_parser(name, help=text)  # parsed by those they are passed to: main()
+    for name, text in (("worker", "runs the scheduled jobs"), ("beat", "schedules the jobs")):
+        commands.add_parser(name, help=text).set_defaults(run=_process("maintenance.tasks", name))
+    status = commands.add_parser("status", help="how it is, in one look")
+    status.add_argument("--json", action="store_true")
+    status.set_defaults(run=_status)
+    why = commands.add_parser("why", help="what happened to a signal or order, and why")
+    why.add_argument("id")
+    why.set_defaults(run=_operate)
+    flatten = commands.add_parser("flatten", help="close positions, all or one")
+    flatten.add_argument("symbol", nargs="?", default="")
+    flatten.set_defaults(run=_operate)
+    for name, text in _PLAIN.items():
+        commands.add_parser(name, help=text).set_defaults(run=_operate)
+    return parser
+
+
+_PLAIN: Final = {
+    "arm": "allow entries (live mode needs it once)",
+    "halt": "stop entries; exits go on",
+    "resume": "allow entries again after halt",
+    "reconcile": "compare with the exchange now",
+    "audit": "the venue's ledger against Redis",
+    "down": "stop the running system",
+    "purge": "remove all keys of this mode from Redis",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    launch.set_keys_aside(words[0] if words else "", words)
+    try:
+        if words and words[0] in _PASSED_ON:
+            return _PASSED_ON[words[0]](words[1:])
+        args = build().parse_args(words)
+        code: int = args.run(args)
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

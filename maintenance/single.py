@@ -1,0 +1,61 @@
+"""One process type under the supervisor: what `aegis risk`, `venue`, `worker` and `beat` run.
+
+Settings and Redis are looked at first, so that what cannot work is told in one sentence before
+anything starts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import config
+import process
+from maintenance import launch, running, warm
+from maintenance.policy import ChildSpec
+from maintenance.supervisor import Supervisor
+
+WORKER_HEARTBEAT_S: Final = 20.0  # a job may hold the worker's loop this long (pool solo)
+BEAT_HEARTBEAT_S: Final = 5.0  # beat ticks once a second
+
+
+def heartbeat_timeout_s(name: str) -> float:
+    """How long each process type may be silent."""
+    timeouts = {"worker": WORKER_HEARTBEAT_S, "beat": BEAT_HEARTBEAT_S}
+    return timeouts.get(name, ChildSpec(name, (), {}).heartbeat_timeout_s)
+
+
+def run(name: str, module: str, words: Sequence[str]) -> int:
+    """Until SIGTERM or SIGINT; the exit code."""
+    try:
+        cfg = config.load()
+    except config.ConfigError as error:
+        process.fail(str(error), 2)
+    if name != "venue":
+        running.require_redis(cfg)
+    if name == "risk":
+        require_keys(cfg)
+        running.require_arming(cfg)
+    cache = warm.numba_cache_dir(cfg.state_dir)
+    environ = launch.environment(os.environ, NUMBA_CACHE_DIR=cache)
+    fds = launch.keys_fds(os.environ) if name == "risk" else ()
+    if fds:
+        environ[launch.KEYS_FD] = str(fds[0])
+    spec = ChildSpec(
+        name,
+        launch.python(module, *words),
+        environ,
+        heartbeat_timeout_s=heartbeat_timeout_s(name),
+        pass_fds=fds,
+    )
+    return Supervisor({name: spec}, Path(cfg.state_dir).resolve() / "run").run()
+
+
+def require_keys(cfg: config.Config) -> None:
+    """No order leaves without keys; say so before anything starts."""
+    if not cfg.api_key or not cfg.api_secret:
+        process.fail(
+            f"Mode {cfg.mode} needs exchange keys: set BINANCE_API_KEY and BINANCE_API_SECRET."
+        )

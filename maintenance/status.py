@@ -1,0 +1,135 @@
+"""`aegis status`: how it is, in one look; with --json one object for scripts.
+
+Reads Redis only; every number is as fresh as its writer (`heartbeat_age_ms`, `ms`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import streams
+from maintenance import running
+from maintenance.running import Client
+
+STANDBY_SUFFIX: Final = "standby"
+
+
+def collect(r: Client, keys: streams.Keys) -> dict[str, Any]:
+    """The object of `status --json`."""
+    portfolio: dict[str, str] = r.hgetall(keys.portfolio)
+    return {
+        "mode": keys.mode,
+        "account": keys.account,
+        "nodes": _nodes(r, keys),
+        "risk": _risk(r, keys),
+        "positions": _positions(r, keys),
+        "equity": _number(portfolio.get("equity")),
+        "armed": bool(r.exists(keys.armed)),
+        "halted": r.hget(keys.breakers, "halted") is not None,
+        "streams": {row.name: _stream(r, getattr(keys, row.name)) for row in streams.TABLE},
+        "status": r.hgetall(keys.status),
+    }
+
+
+def _nodes(r: Client, keys: streams.Keys) -> list[dict[str, Any]]:
+    seconds, micros = r.time()
+    now_s = seconds + micros / 1e6
+    made = []
+    for member, seen_s in r.zrange(keys.nodes, 0, -1, withscores=True):
+        name, _, boot = member.rpartition(":")
+        row: dict[str, str] = r.hgetall(keys.node(name, boot))
+        made.append(
+            {
+                "id": name,
+                "boot": boot,
+                "symbols": int(row.get("symbols", 0)),
+                "heartbeat_age_ms": round((now_s - seen_s) * 1000),
+                "lag": int(row.get("lag", 0)),
+                "ticks": int(row.get("brain.trades", 0)) + int(row.get("brain.quotes", 0)),
+            }
+        )
+    return made
+
+
+def _risk(r: Client, keys: streams.Keys) -> dict[str, Any]:
+    told: dict[str, str] = r.hgetall(keys.status)
+    epoch = r.get(keys.epoch)
+    return {
+        "holder": r.get(keys.lease),
+        "epoch": int(epoch) if epoch else 0,
+        "standby": int(told.get(STANDBY_SUFFIX, 0)),
+    }
+
+
+def _positions(r: Client, keys: streams.Keys) -> list[dict[str, Any]]:
+    made = []
+    for symbol in sorted(r.smembers(keys.positions)):
+        told: dict[str, str] = r.hgetall(keys.position(symbol))
+        if told:
+            made.append(
+                {
+                    "symbol": symbol,
+                    "side": told.get("side"),
+                    "qty": _number(told.get("qty")),
+                    "entry": _number(told.get("entry")),
+                    "stop": _number(told.get("stop")),
+                    "stop_order": told.get("stop_order"),
+                    "stop_state": told.get("stop_state"),
+                    "unrealised": _number(told.get("unrealised")),
+                }
+            )
+    return made
+
+
+def _stream(r: Client, key: str) -> dict[str, Any]:
+    """Length, and over all groups what is undelivered (lag) and unacknowledged (pending)."""
+    groups: Any = r.xinfo_groups(key) if r.exists(key) else []
+    lags = [group.get("lag") for group in groups]
+    return {
+        "length": int(r.xlen(key)),
+        "lag": None if None in lags else sum(lags),  # unknown after a trim in between
+        "pending": sum(group["pending"] for group in groups),
+    }
+
+
+def _number(text: str | None) -> float | None:
+    return None if text in (None, "") else float(str(text))
+
+
+def render(told: Mapping[str, Any]) -> str:
+    """The same for people."""
+    risk, armed = told["risk"], "armed" if told["armed"] else "NOT ARMED"
+    lines = [
+        f"mode {told['mode']}, account {told['account']}, {armed}"
+        + (", HALTED" if told["halted"] else ""),
+        f"equity {told['equity'] if told['equity'] is not None else 'unknown'}",
+        f"risk   holder {risk['holder'] or 'NOBODY'}, epoch {risk['epoch']}",
+    ]
+    lines += [
+        f"node   {node['id']}: {node['symbols']} symbols, {node['ticks']:,} ticks, ring lag "
+        f"{node['lag']}, heartbeat {node['heartbeat_age_ms']} ms ago"
+        for node in told["nodes"]
+    ] or ["node   NONE"]
+    lines += [
+        f"position {p['symbol']}: {p['side']} {p['qty']:g} at {p['entry']:g}, stop "
+        f"{p['stop'] if p['stop'] else 'NONE'} ({p['stop_state']})"
+        for p in told["positions"]
+    ] or ["no positions"]
+    lines += [
+        f"stream {name}: {row['length']} entries, {row['lag']} waiting, {row['pending']} pending"
+        for name, row in told["streams"].items()
+        if row["length"]
+    ]
+    return "\n".join(lines)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print it; 0 when Redis could be asked."""
+    cfg = running.settings()
+    r = running.client(cfg)
+    told = collect(r, streams.Keys(cfg.mode, cfg.account))
+    print(json.dumps(told) if args.json else render(told))
+    return 0
