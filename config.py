@@ -106,7 +106,7 @@ def _symbols(raw: str) -> int | tuple[str, ...]:
     if raw.strip().isdigit():
         return _int(1, 1000)(raw)
     names = _list(raw)
-    if not names or any(re.search(r"[\s/:]", name) for name in names):
+    if not names or any(re.search(r"^[^\w]|[\s/:]", name) for name in names):
         raise ValueError("must be a count like 20 or names like BTCUSDT,ETHUSDT")
     return tuple(name.upper() for name in names)
 
@@ -214,8 +214,8 @@ SETTINGS: Final = (
             "trades and quotes per real second, all symbols together"),
     Setting("AEGIS_VENUE_SEED", "7", "number", _int(0, 2**31 - 1), "seed of the market"),
     Setting("AEGIS_VENUE_SPEED", "", "times", _optional_float(0.01, 1000),
-            "market seconds per real second; empty: 20 generated, 1 with a tape"),
-    Setting("AEGIS_VENUE_EDGE", "0.15", "share", _float(0, 1),
+            "market seconds per real second; empty: 30 generated, 1 with a tape"),
+    Setting("AEGIS_VENUE_EDGE", "0.25", "share", _float(0, 1),
             "edge of the generated market after structure breaks; 0: a driftless walk"),
     Setting("AEGIS_VENUE_TAPE", "", "files", _list, "captures to play instead of generating"),
     Setting("AEGIS_VENUE_STRICT", "1", "0 or 1", _bool,

@@ -105,6 +105,7 @@ class Brain:
     seq: int
     events: Events = field(default_factory=kernel.new_events)
     where: Ints = field(default_factory=lambda: np.zeros(8, np.int64))
+    counted: dict[str, int] = field(default_factory=dict)  # what copy_counts has written
     raw: Ints = field(init=False)
 
     def __post_init__(self) -> None:
@@ -160,7 +161,10 @@ class Brain:
                 _count(self.ring, 1, int(fields["signal_ns"]) - int(fields["recv_ns"]))
 
     def copy_counts(self) -> None:
-        """Python's counters into the ring, where the node reads them."""
+        """Python's counters into the ring, where the node reads them; they go on from a last life.
+
+        The kernel's own counters lie in the ring anyway and are never reset.
+        """
         names, stats = rings.BRAIN_COUNTERS, self.ring.brain_stats
         counts = self.publisher.counts
         for name, value in (
@@ -173,7 +177,8 @@ class Brain:
             ("dropped_decisions", counts.dropped_decisions),
             ("resyncs", self.snapshots.asked),
         ):
-            stats[names.index(name)] = value
+            self.counted[name], more = value, value - self.counted.get(name, 0)
+            stats[names.index(name)] += more
 
 
 def _count(ring: rings.Ring, row: int, value: int) -> None:
@@ -218,7 +223,6 @@ def build(args: argparse.Namespace, cfg: config.Config) -> Brain:
     rings.warm()
     kernel.store_word(words, rings.TAIL, seq)
     words[rings.BRAIN_PID], words[rings.BRAIN_BOOT] = os.getpid(), int(process.BOOT_ID, 16)
-    ring.brain_stats[:] = 0
     terms = Terms(args.world, args.node, cfg.entry_policy, cfg.signal_age_ms)
     desk = new_desk(state, rules, terms, TAKER_FEE)
     publisher = Publisher(cfg.redis_url, streams.Keys(cfg.mode, cfg.account), wall_ms=wall_ms)

@@ -31,6 +31,7 @@ from maintenance.supervisor import Supervisor
 
 START_GRACE_S: Final = 60.0  # a venue that generates its history, a Redis that loads its file
 REDIS_PRIORITY, VENUE_PRIORITY, CORE_PRIORITY, JOBS_PRIORITY = 1000, 999, 100, 50
+WORLD_FILE: Final = "world.json"  # written by the venue once a world is born or resumed
 GZIP_MAGIC: Final = b"\x1f\x8b"
 _FLAGS: Final = {
     "symbols": "AEGIS_SYMBOLS",
@@ -83,7 +84,7 @@ def check_identity(made: Plan) -> None:
     if stored is None:
         return
     try:
-        world = json.loads((made.state_dir / "venue" / "world.json").read_text())["world"]
+        world = json.loads((made.state_dir / "venue" / WORLD_FILE).read_text())["world"]
     except (OSError, ValueError, KeyError):
         world = None
     if not made.keep:
@@ -224,7 +225,8 @@ def specs(made: Plan, environ: Mapping[str, str]) -> dict[str, ChildSpec]:
                 VENUE_PRIORITY,
                 again=resume,
                 grace_s=START_GRACE_S,
-                ready=lambda: listens(port),
+                # the file too: what listens there may be another system's venue
+                ready=lambda: listens(port) and (made.state_dir / "venue" / WORLD_FILE).exists(),
             )
         )
     rows += [
@@ -255,11 +257,11 @@ def listens(port: int) -> bool:
     return not redis_server.port_is_free(port)
 
 
-def warm_kernels(made: Plan) -> None:
-    """Compile before anything starts, once per machine and version; tells how it goes."""
+def warm_kernels(made: Plan) -> bool:
+    """Compile before anything starts, once per machine and version; whether that took its time."""
     folder = warm.numba_cache_dir(str(made.state_dir))
     if warm.is_warm(folder):
-        return
+        return False
     print("compiling kernels, once per version (a minute or two) …", file=sys.stderr, flush=True)
     env = launch.environment(os.environ, **made.settings, NUMBA_CACHE_DIR=folder)
     done = subprocess.run(
@@ -270,6 +272,7 @@ def warm_kernels(made: Plan) -> None:
     )
     if done.returncode != 0:
         process.fail("The kernels do not compile: run `python -m maintenance.warm` to see why.")
+    return True
 
 
 def main(args: argparse.Namespace) -> int:
@@ -285,8 +288,9 @@ def main(args: argparse.Namespace) -> int:
             f"A system already runs on {made.state_dir}: stop it with `./aegis down`, or set "
             "AEGIS_STATE_DIR to run another."
         )
+    if warm_kernels(made):
+        made = plan(args, os.environ)  # ports that were free a minute ago may not be
     prepare_state(made)
-    warm_kernels(made)
     supervisor = Supervisor(specs(made, os.environ), made.state_dir / "run")
     watcher = Watcher(made, supervisor, started_ns)
     written: dict[str, int] = {}

@@ -10,7 +10,6 @@ gives the lease back and exits 0.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from typing import Any, Final
 
@@ -80,14 +79,14 @@ class Risk:
         return True
 
     async def world(self) -> str:
-        """The venue's birth id in sim and paper, else the account, told apart by its key."""
+        """The venue's birth id in sim and paper, else the account."""
         if self.cfg.mode in ("sim", "paper"):
             told = await self.exchange.raw("/venue/v1/status")
             body: Any = getattr(told, "body", None)
             if body is None:
                 process.fail(f"no venue at {self.cfg.rest_url}: start it with `aegis venue`.")
             return str(body["world"])
-        return hashlib.blake2b(self.cfg.api_key.encode(), digest_size=8).hexdigest()
+        return self.cfg.account
 
     async def check_account(self) -> None:
         """One-way mode, or one sentence; identity of the keyspace, or one sentence."""

@@ -25,6 +25,7 @@ from risk.events import (
 from risk.gate import Approved
 from risk.instruments import ZERO, decimal, plain
 
+TRADES_MARGIN_MS: Final = 60_000  # market time
 ORDER_PATH: Final = "/fapi/v1/order"
 ALGO_PATH: Final = "/fapi/v1/algoOrder"
 
@@ -273,7 +274,12 @@ def query_request(order: Order) -> Query:
 
 
 def trades_request(symbol: str, since_ms: int, purpose: str = "trades") -> Query:
-    """Executions of a symbol from a market time on, to be adopted once each."""
+    """Executions of a symbol from about a market time on, to be adopted once each.
+
+    Our clock may run ahead of the exchange's, so the question begins earlier; what it brings
+    twice is known by its trade id.
+    """
+    since_ms = max(0, since_ms - TRADES_MARGIN_MS)
     return Query(
         method="GET",
         path="/fapi/v1/userTrades",

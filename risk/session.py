@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import deque
 from collections.abc import Coroutine
 from dataclasses import replace
@@ -49,7 +50,7 @@ from risk.instruments import parse_instruments
 from risk.rebuild import rebuild, take_snapshot
 from risk.recovery import FORCED, START
 from risk.sockets import Books, Marks, UserStream, keep
-from risk.state import State
+from risk.state import State, blocked
 from risk.step import step
 
 if TYPE_CHECKING:
@@ -448,10 +449,14 @@ class Session:
 
     async def housekeep(self) -> None:
         """Status each second; the exchange's clock; a reconcile when nobody asked for one."""
-        synced_ms = 0.0
+        synced_ms, told_ms, told = 0.0, 0.0, "nothing yet"
         while True:
-            await asyncio.sleep(STATUS_MS / 1000)
+            await asyncio.sleep(TICK_MS / 1000)
             now = self.now()
+            reason = blocked(self.state, now)
+            if reason == told and now.boot_ms - told_ms < STATUS_MS:
+                continue
+            told, told_ms = reason, now.boot_ms
             ops = journal.portfolio_ops(self.state, now)
             ops += journal.status_ops(self.state, self.shell_fields(), now)
             if len(self.outbox) < COMMITS_MAX // 2:
@@ -467,6 +472,7 @@ class Session:
         """What `status` tells of this process."""
         return {
             "holder": self.lease.holder,
+            "pid": str(os.getpid()),
             "outgoing": str(self.dispatcher.busy),
             "requests": str(self.dispatcher.sent),
             "commits_waiting": str(len(self.outbox)),

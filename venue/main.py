@@ -318,7 +318,7 @@ def arguments(argv: list[str] | None, cfg: config.Config) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on with the world in DIR")
     options = parser.parse_args(argv)
     if options.speed is None:
-        options.speed = 1.0 if options.tape else 20.0
+        options.speed = 1.0 if options.tape else 30.0
     if not 1 <= options.symbols <= SYMBOLS_MAX:
         parser.error(f"--symbols must be 1 to {SYMBOLS_MAX}")
     if not 0 <= options.port <= 65535:
