@@ -58,6 +58,12 @@ def _operate(args: argparse.Namespace) -> int:
     return operate.main(args)
 
 
+def _warm(args: argparse.Namespace) -> int:
+    from maintenance import warm
+
+    return warm.main()
+
+
 def _redis(rest: list[str]) -> int:
     from maintenance import redis_cli
 
@@ -104,6 +110,7 @@ def build() -> Parser:
     )
     _add_up(commands)
     commands.add_parser("node", help="one node: feed and brain").set_defaults(run=_node)
+    commands.add_parser("warm", help="compile the kernels now; for images").set_defaults(run=_warm)
     commands.add_parser("risk", help="the risk process").set_defaults(run=_process("risk.main"))
     for name, text in (
         ("venue", "the simulated exchange: --port --symbols --rate --seed --tape --edge --strict"),
@@ -145,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words and words[0] in _PASSED_ON:
             return _PASSED_ON[words[0]](words[1:])
-        args = build().parse_args(words)
+        args = build().parse_args(words or ["--help"])
         code: int = args.run(args)
     except KeyboardInterrupt:
         return 130

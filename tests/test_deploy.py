@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -52,6 +53,20 @@ def test_only_risk_is_given_exchange_keys() -> None:
         environment = service.get("environment", {})
         assert isinstance(environment, dict)
         assert ("BINANCE_API_SECRET" in environment) == (name == "risk"), name
+
+
+def test_every_command_that_is_run_anywhere_exists() -> None:
+    """Procfile, compose and image name commands of the front door."""
+    from maintenance import cli
+
+    parser = cli.build()
+    commands = next(a.choices for a in parser._actions if isinstance(a.choices, dict))
+    image = (ROOT / "Dockerfile").read_text()
+    named = {command[1] for command in procfile().values()}
+    named |= {str(s["command"][0]) for n, s in compose().items() if n != "redis"}  # type: ignore[index]
+    named |= set(re.findall(r"\./aegis (\w+)", image)) | {"up"}
+    assert named <= set(commands), named - set(commands)
+    assert 'ENTRYPOINT ["./aegis"]' in image and 'CMD ["up"]' in image
 
 
 def test_requirements_are_pinned_and_name_no_index() -> None:
