@@ -12,8 +12,9 @@
     SYMBOL      symbol id and name (UTF-8 over a-d) announced; its BARs follow
     DROP        the symbol's state is to be reset
     CLOCK       exch_ns market time; symbol NO_SYMBOL
-    GAP         id first missing trade, a how many are declared lost
-    HEALED      the symbol is whole again up to here
+    GAP         id first missing trade, a how many are declared lost; b, c from and to (market ms).
+                a = 0: from this id on something is missing, nothing is lost yet: degraded
+    HEALED      the symbol is whole again; id its last trade, 0 after a correction
 
 One record is one cache line. exch_ns is market time, recv_ns boot time, read once per receive
 buffer. Ids of symbols are rows of one ring file and never leave it.

@@ -105,7 +105,6 @@ FEED_COUNTERS: Final[tuple[str, ...]] = (
     "refused_order",
     "corrections",
     "connects",
-    "conflicts",
     "oversize",
     "rest_errors",
     "rest_weight",

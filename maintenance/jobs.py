@@ -68,7 +68,7 @@ def ask(
 
 
 def our_side(desk: Desk) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Positions and open orders as Redis has them."""
+    """Positions, and the orders that are open or that a position names, as Redis has them."""
     from risk import orders, portfolio
 
     r, keys = desk.r, desk.keys
@@ -77,9 +77,14 @@ def our_side(desk: Desk) -> tuple[dict[str, Any], dict[str, Any]]:
         for symbol in sorted(r.smembers(keys.positions))
         if (fields := r.hgetall(keys.position(symbol)))
     }
+    named = {
+        name
+        for p in positions.values()
+        for name in (p.entry_order, p.stop_order, p.target_order, p.exit_order)
+    }
     known = {
         name: orders.from_fields(fields)
-        for name in sorted(r.smembers(keys.orders_open))
+        for name in sorted((named | r.smembers(keys.orders_open)) - {""})
         if (fields := r.hgetall(keys.order(name)))
     }
     return positions, known
@@ -139,6 +144,8 @@ def sweep(desk: Desk) -> None:
     mine = {order for p in positions.values() for order in (p.stop_order, p.target_order)}
     newest_ms = _newest_ms(r, keys)
     for name, order in known.items():
+        if order.terminal:
+            continue
         old = newest_ms - max(order.updated_ms, order.created_ms) > STUCK_ORDER_MS
         if old and name not in mine and order.state != "intent":
             fields = action_to_fields(Action("query", order.symbol, name), "sweep")

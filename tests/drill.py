@@ -165,7 +165,7 @@ def wait_for_entry(r: redis.Redis, limit_s: float = 60.0) -> bool:
         for _, entries in answer or []:
             for entry_id, fields in entries:
                 last = entry_id
-                if fields.get("leg") == "entry" and fields.get("state") in ("intent", "sent"):
+                if fields.get("leg") == "entry" and fields.get("state") == "intent":
                     return trading(r)
     return False
 
