@@ -21,6 +21,8 @@ from urllib.parse import urlsplit, urlunsplit
 MODES: Final = ("sim", "paper", "demo", "live")
 KEYS_FD_ENV: Final = "AEGIS_KEYS_FD"
 KEYS_BYTES_MAX: Final = 16_384
+DATABASE_MAX: Final = 15  # of a Redis with default settings
+SIMULATED: Final = ("sim", "paper")  # real exchange keys never go there
 
 # Set by our own processes for one another, not by people.
 INTERNAL: Final = frozenset(
@@ -121,7 +123,13 @@ def _url(*schemes: str) -> Callable[[str], str]:
         if not raw:
             return raw
         parts = urlsplit(raw)
-        if parts.scheme not in schemes or not (parts.hostname or parts.scheme == "unix"):
+        try:
+            _ = parts.port
+        except ValueError:
+            raise ValueError("has no valid port") from None
+        if parts.scheme not in schemes or not (
+            parts.hostname or (parts.path and "+" in parts.scheme) or parts.scheme == "unix"
+        ):
             raise ValueError(f"must be a {' or '.join(schemes)} address like {schemes[0]}://host")
         return raw.rstrip("/")
 
@@ -154,7 +162,7 @@ SETTINGS: Final = (
             "this node's name; the host's name when empty"),
     Setting("REDIS_URL", "", "address", _url("redis", "rediss", "unix"),
             "Redis or Valkey; empty: `aegis up` starts a private one"),
-    Setting("AEGIS_BROKER_URL", "", "address", _url("redis", "rediss", "unix"),
+    Setting("AEGIS_BROKER_URL", "", "address", _url("redis", "rediss", "redis+socket"),
             "Celery's broker; empty: the database after REDIS_URL's"),
     Setting("AEGIS_STATE_DIR", ".aegis", "folder", _text, "state of `aegis up` and of the venue"),
     Setting("AEGIS_SHM_DIR", "/dev/shm", "folder", _text,  # noqa: S108 - shared memory, 0600
@@ -301,10 +309,12 @@ def next_database(redis_url: str) -> str:
         return ""
     parts = urlsplit(redis_url)
     if parts.scheme == "unix":
-        return redis_url
+        return f"redis+socket://{parts.path}?virtual_host=1"
     path = parts.path.strip("/")
     if path and not path.isdigit():
         raise ConfigError(f"REDIS_URL names database {path!r}: use a number, like /0.")
+    if int(path or 0) >= DATABASE_MAX:
+        raise ConfigError(f"REDIS_URL names the last database {path}: set AEGIS_BROKER_URL.")
     return urlunsplit(parts._replace(path=f"/{int(path or 0) + 1}"))
 
 
@@ -329,6 +339,8 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
             raise ConfigError(f"{name} is no setting: see .env.example for all of them.")
     given = {**environ, **_inherited_keys(environ)}
     mode_raw = given.get("AEGIS_MODE") or _BY_ENV["AEGIS_MODE"].default
+    if mode_raw in SIMULATED:
+        given = {k: v for k, v in given.items() if not k.startswith("BINANCE_API_")}
     values: dict[str, Any] = {}
     for setting in SETTINGS:
         default = setting.by_mode.get(mode_raw, setting.default)
@@ -338,6 +350,10 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
         except ValueError as error:
             shown = "***" if setting.unit == "secret" else repr(raw)
             raise ConfigError(f"{setting.env}={shown} {error}.") from None
+    if isinstance(values["symbols"], int) and values["symbols"] > values["symbols_max"]:
+        raise ConfigError(
+            f"AEGIS_SYMBOLS={values['symbols']} exceeds AEGIS_SYMBOLS_MAX={values['symbols_max']}."
+        )
     values["node_id"] = values["node_id"] or re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())
     values["broker_url"] = values["broker_url"] or next_database(values["redis_url"])
     if not Path(values["shm_dir"]).is_dir():

@@ -113,6 +113,7 @@ class Stream:
     entries_max: int  # approximate, trimmed by the writer's XADD and by the trim job
     rate: str  # what an operator should expect
     holds: str
+    trimmed: bool = True  # False: money; beyond the bound the operator is told, nothing is cut
 
 
 TABLE: Final = (
@@ -122,12 +123,15 @@ TABLE: Final = (
     Stream("journal", "all", "operator", 1_000, "rare", "what an operator would want to know"),
     Stream("dead", "risk", "operator", 500, "never", "entries that could not be understood"),
     Stream("orders", "risk", "why, audit", 10_000, "0-50/s", "one entry per order event"),
-    Stream("fills", "risk", "audit, export", 10_000, "0-10/s", "every execution once"),
-    Stream("ledger", "risk", "audit", 10_000, "0-10/s", "every money event once"),
+    Stream(
+        "fills", "risk", "audit, export", 10_000, "0-10/s", "every execution once", trimmed=False
+    ),
+    Stream("ledger", "risk", "audit", 10_000, "0-10/s", "every money event once", trimmed=False),
     Stream("commands", "jobs, operator", "risk", 1_000, "0-1/s", "asked of risk"),
     Stream("equity", "equity job", "status, web", 5_000, "1/min", "equity over time"),
 )
 _ENTRIES_MAX: Final = {stream.name: stream.entries_max for stream in TABLE}
+_MAXLEN: Final = {stream.name: stream.entries_max if stream.trimmed else 0 for stream in TABLE}
 
 HELP: Final[dict[str, str]] = {
     "signals": "stream: brain -> risk; XREVRANGE aegis:<mode>:signals + - COUNT 3",
@@ -304,6 +308,10 @@ async def dead_letter(
 _COMMIT = """
 -- KEYS: epoch armed ack-stream unless... then the keys of the operations
 -- ARGV: epoch | need-armed 0/1 | ack group or "" | ack id | number of unless keys | ops as JSON
+local function add(key, most, fields)
+  if most == 0 then return redis.call("XADD", key, "*", unpack(fields)) end
+  return redis.call("XADD", key, "MAXLEN", "~", most, "*", unpack(fields))
+end
 local epoch, unless_n = ARGV[1], tonumber(ARGV[5])
 local verdict = "ok"
 if redis.call("GET", KEYS[1]) ~= epoch then return "stale" end
@@ -316,11 +324,11 @@ if verdict ~= "ok" then return verdict end
 for _, op in ipairs(cjson.decode(ARGV[6])) do
   local name, key = op[1], KEYS[op[2]]
   if name == "xadd" then
-    redis.call("XADD", key, "MAXLEN", "~", op[3], "*", unpack(op[4]))
+    add(key, op[3], op[4])
   elseif name == "xadd_once" then
     local seen = KEYS[op[5]]
     if redis.call("ZADD", seen, "NX", op[7], op[6]) == 1 then
-      redis.call("XADD", key, "MAXLEN", "~", op[3], "*", unpack(op[4]))
+      add(key, op[3], op[4])
       redis.call("ZREMRANGEBYRANK", seen, 0, -tonumber(op[8]) - 1)
     end
   elseif name == "hset" then redis.call("HSET", key, unpack(op[3]))
@@ -421,9 +429,9 @@ def _commit_call(
     for op in ops:
         name, key = op[0], place(op[1])
         if name == "xadd":
-            encoded.append([name, key, _ENTRIES_MAX[_stream_of(op[1])], _flat(op[2])])
+            encoded.append([name, key, _MAXLEN[_stream_of(op[1])], _flat(op[2])])
         elif name == "xadd_once":
-            bound = _ENTRIES_MAX[_stream_of(op[1])]
+            bound = _MAXLEN[_stream_of(op[1])]
             seen, member, score = place(op[3]), str(op[4]), str(op[5])
             encoded.append([name, key, bound, _flat(op[2]), seen, member, score, SEEN_MAX])
         elif name == "hset":

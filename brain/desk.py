@@ -159,13 +159,19 @@ def on_events(desk: Desk, events: npt.NDArray[Any], boot_ns: int) -> list[Effect
     return effects
 
 
+def _free(desk: Desk, slot: tuple[str, str, str], key: int) -> None:
+    """Give up a place if this signal still has it: two may share one while `pending` is unread."""
+    if desk.slots.get(slot) == key:
+        del desk.slots[slot]
+
+
 def _on_gone(desk: Desk, row: int) -> None:
     """Another lane follows this symbol's signals now; `pending` has them."""
     gone = [name for name, known in desk.rows.items() if known == row]
     for name in gone:
         del desk.rows[name]
     for key in [key for key, each in desk.open.items() if each.symbol in gone]:
-        del desk.slots[desk.open.pop(key).slot]
+        _free(desk, desk.open.pop(key).slot, key)
 
 
 def _on_close(desk: Desk, row: Any, boot_ns: int) -> list[Effect]:
@@ -337,7 +343,7 @@ def _on_outcome(desk: Desk, row: Any) -> list[Effect]:
     if each is None:  # opened before a restart; `pending` will tell whose it is
         _remember(desk.strays, key, result)
         return []
-    del desk.slots[each.slot]
+    _free(desk, each.slot, key)
     _remember(desk.closed, key, None)
     return [_outcome(each, result)]
 

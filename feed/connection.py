@@ -21,6 +21,7 @@ from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidHandshake
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
+from websockets.protocol import State
 from websockets.uri import parse_uri
 
 from clock import boot_ns
@@ -101,7 +102,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def send(self, text: bytes) -> None:
         """Send one text message."""
-        if not self.closed.done():
+        if not self.closed.done() and self._protocol.state is State.OPEN:
             self._protocol.send_text(text)
             self._flush()
 
@@ -109,10 +110,10 @@ class Connection(asyncio.BufferedProtocol):
         """Say goodbye and let go; the server's answer is not waited for."""
         if self._transport is None or self._transport.is_closing():
             return
-        if self.opened.done() and self._protocol.close_sent is None:
+        if self._protocol.state is State.OPEN:
             self._protocol.send_close(1000)
             self._flush()
-        self._transport.close()
+        self._transport.abort()  # over TLS close() would wait for a peer that may be gone
 
     # --- inside ---
 

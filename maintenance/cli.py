@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words and words[0] in _PASSED_ON:
             return _PASSED_ON[words[0]](words[1:])
-        args = build().parse_args(words or ["--help"])
+        args = build().parse_args(words)
         code: int = args.run(args)
     except KeyboardInterrupt:
         return 130

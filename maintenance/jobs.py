@@ -204,6 +204,9 @@ def trim(desk: Desk) -> None:
         key = getattr(desk.keys, row.name)
         if int(desk.r.xlen(key)) <= row.entries_max:
             continue
+        if not row.trimmed:
+            note(desk.r, desk.keys, "warning", f"{row.name} is past {row.entries_max} entries")
+            continue
         oldest = oldest_unfinished(desk.r, key)
         cut = desk.r.xrevrange(key, count=row.entries_max + 1)[-1][0]
         floor = min(cut, oldest, key=entry_order) if oldest else cut

@@ -153,10 +153,12 @@ def world_of(cfg: config.Config) -> str:
 
 
 def wait_for_world(cfg: config.Config) -> str:
-    """As world_of, patient with a venue that is just starting. Ends the process after that."""
+    """As world_of, patient with a venue that is just starting. Ends the process after that.
+
+    No heartbeat yet: until the first one the supervisor's grace holds, and a GET may take seconds.
+    """
     end_ns = boot_ns() + int(VENUE_WAIT_S * 1e9)
     while not process.stop:
-        process.beat()
         try:
             return world_of(cfg)
         except (OSError, ValueError, KeyError) as error:
@@ -314,10 +316,13 @@ def main() -> int:
     process.setup_logging("node", cfg.log_level, cfg.secrets)
     if not cfg.redis_url:
         process.fail("REDIS_URL is not set: point it at a Redis, or run `./aegis up`.", 2)
+    state_dir = running.claim(cfg.state_dir)
+    warm.ensure(cfg.state_dir)
     process.install_signals()
     made, _ = prepare(cfg, world := wait_for_world(cfg))
-    run_dir = Path(cfg.state_dir).resolve() / "run"
-    supervisor = Supervisor(children(cfg, made.path, world), run_dir, drain_s=DRAIN_S)
+    supervisor = Supervisor(
+        children(cfg, made.path, world), state_dir / "run" / "node", drain_s=DRAIN_S
+    )
     reporter = Reporter(cfg, made, supervisor)
 
     def on_tick() -> None:

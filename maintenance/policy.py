@@ -210,7 +210,7 @@ def _bury(
     lived_s = now_s - child.started_s
     settled = child.first_beat_s is not None and now_s - child.first_beat_s >= SETTLED_S
     how = f"was killed by signal {-code}" if code < 0 else f"exited {code}"
-    worked = child.first_beat_s is not None or (specs[name].ready is not None and child.was_ready)
+    worked = settled or (specs[name].ready is not None and child.was_ready)
     refused = code > 0 and child.starts == 1 and not worked
     if code == EXIT_WRONG_CALL or refused:
         state = _put(state, name, replace(child, phase=Phase.GONE))

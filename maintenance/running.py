@@ -19,6 +19,7 @@ from maintenance import launch
 
 Client = Any  # a redis.Redis: its types know neither text replies nor that nothing is awaited
 STATE_FILE: Final = "up.json"
+MARKER: Final = "aegis-state"  # only a folder that we made is ever emptied
 LOCK_FILE: Final = "up.lock"
 
 
@@ -44,10 +45,28 @@ def write_state(state_dir: Path, state: Mapping[str, Any]) -> None:
     fresh.replace(state_dir / STATE_FILE)
 
 
-def is_locked(folder: Path) -> bool:
-    """True while an `up` lives on this folder."""
+def claim(state_dir: str | os.PathLike[str]) -> Path:
+    """The state folder, made if need be; one sentence when it is somebody else's or unusable."""
+    folder = Path(state_dir).resolve()
     try:
-        fd = os.open(folder / LOCK_FILE, os.O_RDONLY)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / MARKER).exists():
+            if any(folder.iterdir()):
+                process.fail(
+                    f"{folder} holds files that are not ours: set AEGIS_STATE_DIR to a new folder."
+                )
+            (folder / MARKER).touch()
+    except OSError as error:
+        process.fail(
+            f"The state folder {folder} cannot be used ({error.strerror}): set AEGIS_STATE_DIR."
+        )
+    return folder
+
+
+def is_locked(folder: Path, name: str = LOCK_FILE) -> bool:
+    """True while an `up` (or who else locks that file) lives on this folder."""
+    try:
+        fd = os.open(folder / name, os.O_RDONLY)
     except OSError:
         return False
     try:
@@ -61,7 +80,6 @@ def is_locked(folder: Path) -> bool:
 
 def lock(folder: Path) -> int | None:
     """Claim the folder for this process's life; None when another `up` has it."""
-    folder.mkdir(parents=True, exist_ok=True)
     fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,6 +88,7 @@ def lock(folder: Path) -> int | None:
         return None
     os.ftruncate(fd, 0)
     os.write(fd, f"{os.getpid()}\n".encode())
+    (folder / STATE_FILE).unlink(missing_ok=True)  # a killed run's; its pids are strangers' now
     return fd
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 import config
@@ -38,6 +37,9 @@ def run(name: str, module: str, words: Sequence[str]) -> int:
     if name == "risk":
         require_keys(cfg)
         running.require_arming(cfg)
+    state_dir = running.claim(cfg.state_dir)
+    if name == "venue":
+        warm.ensure(cfg.state_dir)
     cache = warm.numba_cache_dir(cfg.state_dir)
     environ = launch.environment(os.environ, NUMBA_CACHE_DIR=cache)
     fds = launch.keys_fds(os.environ) if name == "risk" else ()
@@ -47,10 +49,11 @@ def run(name: str, module: str, words: Sequence[str]) -> int:
         name,
         launch.python(module, *words),
         environ,
+        again=launch.python(module, *words, "--resume") if name == "venue" else (),
         heartbeat_timeout_s=heartbeat_timeout_s(name),
         pass_fds=fds,
     )
-    return Supervisor({name: spec}, Path(cfg.state_dir).resolve() / "run").run()
+    return Supervisor({name: spec}, state_dir / "run" / name).run()
 
 
 def require_keys(cfg: config.Config) -> None:

@@ -12,11 +12,9 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -55,6 +53,7 @@ class Plan:
     seconds: float | None
     summary: bool
     venue: bool
+    leftover: tuple[str, ...] = ()  # files that a killed `up` left outside the state folder
 
     @property
     def resumes(self) -> bool:
@@ -175,12 +174,16 @@ def prepare_state(made: Plan) -> None:
             redis_server.prepare(made.state_dir / "redis", keep=made.keep)
         except (redis_server.NoServer, OSError) as error:
             process.fail(str(error))
+    if made.venue and running.is_locked(made.state_dir / "venue", "lock"):
+        process.fail(
+            f"A venue already runs on {made.state_dir / 'venue'}: stop it, or set AEGIS_STATE_DIR."
+        )
     if made.venue and not made.keep:
         shutil.rmtree(made.state_dir / "venue", ignore_errors=True)  # absent at the first start
-    shutil.rmtree(made.state_dir / "run", ignore_errors=True)
+    shutil.rmtree(made.state_dir / "run" / "up", ignore_errors=True)
     shutil.rmtree(made.state_dir / "logs", ignore_errors=True)
     (made.state_dir / "logs").mkdir(parents=True)
-    for name in running.read_leftover(made.state_dir).get("files", ()):  # of a killed `up`
+    for name in made.leftover:  # of a killed `up`
         Path(name).unlink(missing_ok=True)
 
 
@@ -257,24 +260,6 @@ def listens(port: int) -> bool:
     return not redis_server.port_is_free(port)
 
 
-def warm_kernels(made: Plan) -> bool:
-    """Compile before anything starts, once per machine and version; whether that took its time."""
-    folder = warm.numba_cache_dir(str(made.state_dir))
-    if warm.is_warm(folder):
-        return False
-    print("compiling kernels, once per version (a minute or two) …", file=sys.stderr, flush=True)
-    env = launch.environment(os.environ, **made.settings, NUMBA_CACHE_DIR=folder)
-    done = subprocess.run(
-        launch.python("maintenance.warm"),
-        env=env,
-        check=False,
-        stdout=subprocess.PIPE,
-    )
-    if done.returncode != 0:
-        process.fail("The kernels do not compile: run `python -m maintenance.warm` to see why.")
-    return True
-
-
 def main(args: argparse.Namespace) -> int:
     """Run until stopped; the exit code."""
     from maintenance.watch import Watcher
@@ -282,16 +267,18 @@ def main(args: argparse.Namespace) -> int:
     started_ns = boot_ns()
     made = plan(args, os.environ)
     check_identity(made)
+    running.claim(made.state_dir)
+    leftover = tuple(running.read_leftover(made.state_dir).get("files", ()))
     lock_fd = running.lock(made.state_dir)
     if lock_fd is None:
         process.fail(
             f"A system already runs on {made.state_dir}: stop it with `./aegis down`, or set "
             "AEGIS_STATE_DIR to run another."
         )
-    if warm_kernels(made):
+    if warm.ensure(str(made.state_dir)):
         made = plan(args, os.environ)  # ports that were free a minute ago may not be
-    prepare_state(made)
-    supervisor = Supervisor(specs(made, os.environ), made.state_dir / "run")
+    prepare_state(replace(made, leftover=leftover))
+    supervisor = Supervisor(specs(made, os.environ), made.state_dir / "run" / "up")
     watcher = Watcher(made, supervisor, started_ns)
     written: dict[str, int] = {}
 
@@ -337,4 +324,4 @@ def clean_up(made: Plan) -> None:
     for name in ring_files(made.cfg):
         Path(name).unlink(missing_ok=True)
     (made.state_dir / running.STATE_FILE).unlink(missing_ok=True)
-    shutil.rmtree(made.state_dir / "run", ignore_errors=True)
+    shutil.rmtree(made.state_dir / "run" / "up", ignore_errors=True)

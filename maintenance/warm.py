@@ -8,6 +8,7 @@ maintenance.warm` fills it and tells how many kernels it compiled and how many i
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -15,15 +16,19 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+import process
+from maintenance import launch
 from maintenance.launch import ROOT
 
 CACHE_ENV: Final = "NUMBA_CACHE_DIR"
 FOLDER: Final = ".numba-cache"
+LOCK_FILE: Final = "lock"  # beside the folders: whoever compiles holds it
 STAMP: Final = "complete.json"  # written last: every kernel of this folder is compiled
 ROOMS: Final = ("feed", "brain", "venue")  # rooms that may have kernels, besides the floor
 _DECORATED: Final = re.compile(r"^@([\w.]+)", re.MULTILINE)  # rooms name their own jit decorators
@@ -81,20 +86,48 @@ def cache_key(sources: Iterable[Path], root: Path = ROOT) -> str:
 
 
 def numba_cache_dir(state_dir: str) -> Path:
-    """Where every process keeps its kernels: in the repository, or in the state folder if that is
-    read-only (an image), unless NUMBA_CACHE_DIR says otherwise."""
+    """Where every process keeps its kernels: in the repository, or in the state folder where that
+    is read-only (an image), unless NUMBA_CACHE_DIR says otherwise. Numba writes to it even when
+    it only reads."""
     given = os.environ.get(CACHE_ENV)
     if given:
         return Path(given)
     key = cache_key(kernel_sources())
     baked = ROOT / FOLDER / key
-    if (baked / STAMP).exists() or os.access(ROOT, os.W_OK):
+    if os.access(baked if baked.exists() else ROOT, os.W_OK):
         return baked
     return Path(state_dir).resolve() / FOLDER / key
 
 
 def is_warm(folder: Path) -> bool:
     return (folder / STAMP).exists()
+
+
+def ensure(state_dir: str) -> bool:
+    """Compile, before anything starts, what is not compiled yet; whether that took its time.
+
+    Several processes may ask at once (a Procfile): one compiles, the others wait for it.
+    """
+    folder = numba_cache_dir(state_dir)
+    if is_warm(folder):
+        return False
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / LOCK_FILE).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if is_warm(folder):
+            return True
+        baked = ROOT / FOLDER / folder.name
+        if baked != folder and is_warm(baked):
+            shutil.copytree(baked, folder, dirs_exist_ok=True)
+            return True
+        print("compiling kernels, once per version (a minute or two)", file=sys.stderr, flush=True)
+        env = launch.environment(os.environ, NUMBA_CACHE_DIR=folder)
+        done = subprocess.run(
+            launch.python("maintenance.warm"), env=env, check=False, stdout=subprocess.PIPE
+        )
+    if done.returncode != 0:
+        process.fail("The kernels do not compile: run `./aegis warm` to see why.")
+    return True
 
 
 def remove_stale(folder: Path) -> int:

@@ -44,6 +44,10 @@ def test_an_unknown_setting_is_named() -> None:
         ("AEGIS_SYMBOLS", "BTC/USDT"),
         ("AEGIS_ACCOUNT", "a:b"),
         ("REDIS_URL", "localhost:6379"),
+        ("REDIS_URL", "redis://host:99999"),
+        ("REDIS_URL", "redis://host:abc"),
+        ("AEGIS_SYMBOLS", "-1"),
+        ("AEGIS_SYMBOLS", "600"),
         ("AEGIS_VENUE_URL", "ftp://host"),
         ("AEGIS_HALT", "maybe"),
     ],
@@ -75,14 +79,25 @@ def test_symbols_are_a_count_or_names() -> None:
 def test_the_broker_is_the_next_database() -> None:
     assert config.load({"REDIS_URL": "redis://h:1/0"}).broker_url == "redis://h:1/1"
     assert config.load({"REDIS_URL": "rediss://:pw@h:1"}).broker_url == "rediss://:pw@h:1/1"
+    assert config.load({"REDIS_URL": "unix:///run/r.sock"}).broker_url.startswith("redis+socket://")
+    with pytest.raises(config.ConfigError, match="set AEGIS_BROKER_URL"):
+        config.load({"REDIS_URL": "redis://h/15"})
     given = config.load({"REDIS_URL": "redis://h:1", "AEGIS_BROKER_URL": "redis://other:2/7"})
     assert given.broker_url == "redis://other:2/7"
 
 
 def test_secrets_are_not_printed() -> None:
-    cfg = config.load({"BINANCE_API_KEY": "k" * 64, "BINANCE_API_SECRET": "s" * 64})
+    cfg = config.load(
+        {"AEGIS_MODE": "demo", "BINANCE_API_KEY": "k" * 64, "BINANCE_API_SECRET": "s" * 64}
+    )
     assert "kkkk" not in repr(cfg) and "ssss" not in repr(cfg)
     assert cfg.secrets == ("k" * 64, "s" * 64)
+
+
+def test_real_keys_never_reach_a_simulated_exchange() -> None:
+    for mode in config.SIMULATED:
+        cfg = config.load({"AEGIS_MODE": mode, "BINANCE_API_KEY": "k" * 64})
+        assert cfg.api_key == "test"
 
 
 def test_keys_come_through_an_inherited_memory_file() -> None:

@@ -304,7 +304,7 @@ def arguments(argv: list[str] | None, cfg: config.Config) -> argparse.Namespace:
         "--speed",
         type=float,
         default=cfg.venue_speed,
-        help="market seconds per second; default 20, with a tape 1",
+        help="market seconds per second; default 30, with a tape 1",
     )
     parser.add_argument(
         "--edge",
@@ -315,7 +315,7 @@ def arguments(argv: list[str] | None, cfg: config.Config) -> argparse.Namespace:
     parser.add_argument("--tape", nargs="+", default=list(cfg.venue_tape), metavar="FILE")
     parser.add_argument("--strict", action=argparse.BooleanOptionalAction, default=cfg.venue_strict)
     parser.add_argument("--state", default=str(Path(cfg.state_dir) / "venue"), metavar="DIR")
-    parser.add_argument("--resume", action="store_true", help="go on with the world in DIR")
+    parser.add_argument("--resume", action="store_true", help="go on with the world in DIR, if any")
     options = parser.parse_args(argv)
     if options.speed is None:
         options.speed = 1.0 if options.tape else 30.0
@@ -330,7 +330,7 @@ def arguments(argv: list[str] | None, cfg: config.Config) -> argparse.Namespace:
 
 def born(options: argparse.Namespace, store: Store) -> Exchange:
     """A world from the store or a new one with its first deposit. Raises StoreError, TapeError."""
-    if options.resume:
+    if options.resume and store.holds_world():
         return store.resume()
     setup = Setup(
         uuid.uuid4().hex[:16],
@@ -361,8 +361,9 @@ def main(argv: list[str] | None = None) -> int:
         options = arguments(argv, config.load())
         with listener(options.host, options.port) as door:
             store = Store(Path(options.state))
-            world = born(options, store)
-            uvloop.run(_whole(world, store, options.strict, door))
+            with store.locked():
+                world = born(options, store)
+                uvloop.run(_whole(world, store, options.strict, door))
     except (config.ConfigError, StoreError, TapeError) as error:
         process.fail(str(error))
     except OSError as error:

@@ -11,9 +11,12 @@ birth) to the account's time. Ledger lines after that time are cut off: both tel
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 from collections import OrderedDict, deque
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from decimal import Decimal
 from pathlib import Path
@@ -27,6 +30,7 @@ from venue.exchange import Exchange, Setup
 from venue.orders import CLOSED_KEPT, Account, Algo, Order, Position, Trade
 from venue.userwire import Json
 
+LOCK_FILE = "lock"
 PAST_KEPT = 100  # closed orders, trades, income that survive a crash, each: writing all takes 30 ms
 
 
@@ -111,6 +115,25 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._ledger: IO[bytes] | None = None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process. Raises StoreError while another venue has it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self.folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(
+                f"another venue runs on {self.folder}: stop it or choose another --state"
+            ) from None
+        else:
+            yield
+        finally:
+            os.close(fd)
+
+    def holds_world(self) -> bool:
+        return (self.folder / "world.json").exists()
 
     def create(self, world: Exchange) -> None:
         """A new world replaces what was there. Raises OSError."""
