@@ -84,6 +84,15 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(
     assert not (tmp_path / "s").exists()
 
 
+def test_a_folder_of_somebody_else_is_refused_and_untouched(tmp_path: Path) -> None:
+    (tmp_path / "s" / "venue").mkdir(parents=True)
+    (tmp_path / "s" / "venue" / "precious.py").write_text("x = 1")
+    done = cli("up", state=tmp_path)
+    assert done.returncode == 1
+    assert "not ours" in done.stderr and done.stderr.count("\n") == 1
+    assert (tmp_path / "s" / "venue" / "precious.py").exists()
+
+
 def test_a_given_port_in_use_is_refused(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -96,14 +105,15 @@ def test_a_given_port_in_use_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_second_up_on_one_state_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "s").mkdir()
+    running.claim(tmp_path / "s")
     with (tmp_path / "s" / running.LOCK_FILE).open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         done = cli("up", state=tmp_path)
     assert done.returncode == 1
     assert "already runs" in done.stderr
     assert done.stderr.count("\n") == 1
-    assert [path.name for path in (tmp_path / "s").iterdir()] == [running.LOCK_FILE]
+    left = {path.name for path in (tmp_path / "s").iterdir()}
+    assert left == {running.LOCK_FILE, running.MARKER}
 
 
 @pytest.mark.parametrize("words", [["up"], ["up", "--keep"]])
@@ -243,14 +253,15 @@ def test_exchange_keys_leave_the_environment_and_reach_risk_by_memory_only(tmp_p
         ' print(c.api_key, c.api_secret, "kkkk" in env, "ssss" in env)\'], dict(env))\n'
         "launch.set_keys_aside(sys.argv[1], [])\n"
     )
-    env = {"PATH": os.environ["PATH"], "BINANCE_API_KEY": "kkkk", "BINANCE_API_SECRET": "ssss"}
+    env = {"PATH": os.environ["PATH"], "BINANCE_API_KEY": "kkkk", "BINANCE_API_SECRET": "ssss",
+           "AEGIS_MODE": "demo"}  # fmt: skip
 
     def keys_seen(command: str) -> str:
         argv = [sys.executable, "-c", code, command]
         return subprocess.check_output(argv, cwd=ROOT, env=env, text=True).strip()
 
     assert keys_seen("up") == "kkkk ssss False False"
-    assert keys_seen("node") == "test test False False"  # sim's default: the real ones are gone
+    assert keys_seen("node") == "False False"  # neither in Config nor in the environment
 
 
 def test_a_childs_environment_has_what_it_needs_and_no_key() -> None:
