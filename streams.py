@@ -207,6 +207,7 @@ def client_id(prefix: str, cause: str, leg: str, revision: int = 0) -> str:
 def _connection_settings(url: str, connections_max: int) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "decode_responses": True,
+        "encoding_errors": "replace",  # anybody may XADD: one bad byte must not stop a reader
         "protocol": 2,
         "socket_timeout": SOCKET_TIMEOUT_S,
         "socket_connect_timeout": 5,
@@ -319,7 +320,12 @@ if ARGV[2] == "1" and redis.call("EXISTS", KEYS[2]) == 0 then return "disarmed" 
 for i = 1, unless_n do
   if redis.call("EXISTS", KEYS[3 + i]) == 1 then verdict = "duplicate" end
 end
-if ARGV[3] ~= "" then redis.call("XACK", KEYS[3], ARGV[3], ARGV[4]) end
+-- A full Redis refuses a script's first write if that needs memory, and lets all later ones pass:
+-- an entry begins with such a write and acknowledges last; what else is acknowledged comes through.
+local function acknowledge()
+  if ARGV[3] ~= "" then redis.call("XACK", KEYS[3], ARGV[3], ARGV[4]) end
+end
+if ARGV[2] == "0" or verdict ~= "ok" then acknowledge() end
 if verdict ~= "ok" then return verdict end
 for _, op in ipairs(cjson.decode(ARGV[6])) do
   local name, key = op[1], KEYS[op[2]]
@@ -339,12 +345,14 @@ for _, op in ipairs(cjson.decode(ARGV[6])) do
   elseif name == "expire" then redis.call("EXPIRE", key, op[3])
   end
 end
+if ARGV[2] == "1" then acknowledge() end
 return "ok"
 """
 
 _LEASE_TAKE = """
 -- KEYS: lease epoch   ARGV: holder ttl_ms   -> new epoch, or 0 while another holds it
 if redis.call("EXISTS", KEYS[1]) == 1 then return 0 end
+redis.call("DEL", KEYS[1]) -- needs no memory; after it a full Redis lets the two SETs pass
 local now = redis.call("TIME")
 local now_ms = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
 local epoch = math.max(tonumber(redis.call("GET", KEYS[2]) or "0") + 1, now_ms)

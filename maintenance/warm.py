@@ -18,7 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -188,27 +188,45 @@ def _warm_brain() -> None:
 WARMERS: Final = {"feed": _warm_feed, "brain": _warm_brain, "venue": _warm_venue}
 
 
-def warm_all(say: Any = None) -> dict[str, Any]:
-    """Compile or load every kernel; the counts. Needs NUMBA_CACHE_DIR set before numba's import."""
-    for index, (name, warmer) in enumerate(WARMERS.items(), 1):
-        if say is not None:
-            say(f"kernels {index}/{len(WARMERS)}: {name}")
-        warmer()
+def warm_room(room: str) -> dict[str, Any]:
+    """Compile or load one room's kernels; the counts. Numba reads NUMBA_CACHE_DIR at its import."""
+    WARMERS[room]()
     ours = [m for n, m in sys.modules.items() if n.split(".")[0] in (*ROOMS, "ring")]
     compiled, loaded, uncached = count_kernels(ours)
     return {"compiled": compiled, "loaded": loaded, "uncached": uncached}
 
 
-def main() -> int:
+def warm_all(folder: Path) -> dict[str, Any]:
+    """Every room in a process of its own, so that both of two cores compile; the sums.
+
+    Raises RuntimeError when one of them fails; it has said why on stderr.
+    """
+    env = {**os.environ, CACHE_ENV: str(folder)}
+    rooms = [
+        subprocess.Popen(
+            [sys.executable, "-m", "maintenance.warm", room], env=env, stdout=subprocess.PIPE
+        )
+        for room in WARMERS
+    ]
+    answers = [room.communicate()[0] for room in rooms]
+    if any(room.returncode for room in rooms):
+        raise RuntimeError("a room's kernels do not compile")
+    told = [json.loads(answer.splitlines()[-1]) for answer in answers]
+    return {
+        "compiled": sum(counts["compiled"] for counts in told),
+        "loaded": sum(counts["loaded"] for counts in told),
+        "uncached": sorted({name for counts in told for name in counts["uncached"]}),
+    }
+
+
+def main(rooms: Sequence[str] = ()) -> int:
     """Fill the cache; one JSON line with the counts at the end."""
+    if rooms:
+        print(json.dumps(warm_room(rooms[0])), flush=True)
+        return 0
     folder = numba_cache_dir(os.environ.get("AEGIS_STATE_DIR", ".aegis"))
-    if os.environ.get(CACHE_ENV) != str(folder):  # numba reads it once, at its import
-        environ = {**os.environ, CACHE_ENV: str(folder)}
-        words = [sys.executable, "-m", "maintenance.warm"]
-        os.execve(sys.executable, words, environ)  # noqa: S606 (no shell is the point)
     folder.mkdir(parents=True, exist_ok=True)
-    say = (lambda text: print(text, file=sys.stderr, flush=True)) if sys.stderr.isatty() else None
-    counts = warm_all(say)
+    counts = warm_all(folder)
     (folder / STAMP).write_text(json.dumps(counts))
     if folder.parent.name == FOLDER:
         remove_stale(folder)
@@ -217,4 +235,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))

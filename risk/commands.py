@@ -17,6 +17,7 @@ from risk.recovery import act, restore
 from risk.state import State
 
 NEEDS_TRUTH: Final = frozenset({"settle", "adopt", "confirm", "foreign", "own"})
+WHY_CHARS_MAX: Final = 200
 HALTED: Final = "halted"  # field of `breakers`: latched until resume, over restarts too
 
 
@@ -91,9 +92,15 @@ def _correct(
 ) -> Answer:
     try:
         action = action_from_fields(fields)
-    except ValueError as error:
-        return {"ok": False, "error": str(error)}, []
-    if action.name in NEEDS_TRUTH:  # a size or a leg as told may be old: look anew, then correct
+    except (ValueError, ArithmeticError) as error:
+        why = f"correction: {type(error).__name__} {error}"[:WHY_CHARS_MAX]
+        dead = {"stream": state.keys.commands, "id": command_id, "why": why}
+        dead["fields"] = repr(dict(fields))
+        return {"ok": False, "error": why}, [("xadd", state.keys.dead, dead)]
+    told = fields.get("snapshot", "")
+    taken_ms = state.snapshots.get(told, -1e18)  # of an earlier holder, or long ago: unknown
+    outdated = bool(told) and state.touched.get(action.symbol, -1e18) >= taken_ms
+    if action.name in NEEDS_TRUTH or outdated:  # as told it may be old: look anew, then correct
         arm_deadline(state, out, "snap", "", now.boot_ms, earliest=True)
     else:
         act(state, action, None, now, out)

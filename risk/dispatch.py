@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import logging
 from collections.abc import Callable
 from typing import Final
 
-from risk.events import CANCEL, ENTRY, Refused, Replied, Request, Result, Throttled
+from risk.events import CANCEL, ENTRY, Refused, Replied, Request, Result, Throttled, Unknown
 from risk.exchange import Exchange
 
 CONCURRENT_MAX: Final = 8  # requests under way
@@ -20,7 +21,9 @@ RESERVED: Final = 3  # of them kept for stops, exits and cancels
 QUEUED_MAX: Final = 2_000  # beyond it the least urgent is refused
 WEIGHT_MAX: Final = 2_400  # a minute, per address
 ENTRY_WEIGHT_SHARE: Final = 0.8
+ENTRY_WAIT_MS: Final = 1_000.0  # real time in the queue; an entry's price is older after it
 assert RESERVED < CONCURRENT_MAX
+log = logging.getLogger("risk")
 
 
 class Dispatcher:
@@ -35,10 +38,9 @@ class Dispatcher:
         self._exchange = exchange
         self._on_reply = on_reply
         self._boot_ms = boot_ms
-        self._heap: list[tuple[int, int, Request]] = []
+        self._heap: list[tuple[int, int, float, Request]] = []  # urgency, number, boot ms of put
         self._tasks: set[asyncio.Task[None]] = set()
         self._made = 0
-        self.throttled_until_ms = 0.0
         self.sent = 0
         self.overflowed = 0
 
@@ -53,13 +55,14 @@ class Dispatcher:
             self._answer(request, Refused(0, "too much outgoing work"), self._boot_ms())
             return
         self._made += 1
-        heapq.heappush(self._heap, (request.priority, self._made, request))
+        heapq.heappush(self._heap, (request.priority, self._made, self._boot_ms(), request))
         self.pump()
 
     def pump(self) -> None:
         """Start what may start now; call again when time has passed."""
+        self._refuse_late()
         while self._heap and len(self._tasks) < CONCURRENT_MAX:
-            priority, _, request = self._heap[0]
+            priority, _, _, request = self._heap[0]
             if priority > CANCEL:
                 if len(self._tasks) >= CONCURRENT_MAX - RESERVED:
                     return
@@ -74,6 +77,21 @@ class Dispatcher:
             self._tasks.add(task)
             task.add_done_callback(self._done)
 
+    @property
+    def throttled_until_ms(self) -> float:
+        return self._exchange.throttled_until_ms
+
+    def _refuse_late(self) -> None:
+        """An entry that waited is refused, wherever it stands: its place is wanted by others."""
+        oldest_ms = self._boot_ms() - ENTRY_WAIT_MS
+        late = [item for item in self._heap if item[3].fenced and item[2] < oldest_ms]
+        if not late:
+            return
+        self._heap = [item for item in self._heap if item not in late]
+        heapq.heapify(self._heap)
+        for _, _, _, request in late:
+            self._answer(request, Refused(0, "waited too long to be sent"), self._boot_ms())
+
     def _refusal(self, request: Request) -> Result | None:
         """Entries have no claim on a throttled or nearly used-up address."""
         if request.priority != ENTRY:
@@ -87,15 +105,16 @@ class Dispatcher:
     async def _run(self, request: Request) -> None:
         sent_ms = self._boot_ms()
         self.sent += 1
-        result = await self._exchange.call(request)
-        if isinstance(result, Throttled):
-            self.throttled_until_ms = max(self.throttled_until_ms, result.until_ms)
+        try:
+            result = await self._exchange.call(request)
+        except Exception as error:  # our own mistake, told loudly; what the request did is unknown
+            log.critical("request failed purpose=%s", request.purpose, exc_info=error)
+            result = Unknown(f"our mistake {type(error).__name__}")
         self._answer(request, result, sent_ms)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.result()  # our own mistake ends the process loudly
             self.pump()
 
     def _answer(self, request: Request, result: Result, sent_ms: float) -> None:

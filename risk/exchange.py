@@ -8,6 +8,8 @@ cannot be known (a time-out after sending, "status unknown") is `Unknown`, never
 
 from __future__ import annotations
 
+import asyncio
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -26,7 +28,9 @@ UNKNOWN_CODES: Final = frozenset({-1000, -1006, -1007})
 FAILED_503: Final = ("Service Unavailable", "Internal error")
 THROTTLE_CODES: Final = frozenset({-1003, -1015})
 UNSENT: Final = (aiohttp.ClientConnectorError, ConnectionRefusedError)
-_BANNED = re.compile(r"banned until (\d+)")
+BAN_MAX_MS: Final = 259_200_000.0  # the longest ban is three days
+CALM_LOOK_S: Final = 1.0  # between two looks at a pause that may have grown
+_BANNED = re.compile(r"banned until (\d{1,15})\b")
 _ORIGIN = re.compile(r"^https?://[^/]+")
 
 
@@ -44,7 +48,9 @@ class Answered(ccxt.BaseError):  # type: ignore[misc]
         self.headers = headers
 
 
-def classify(http: int, body: str, headers: Mapping[str, str], boot_ms: float) -> Result:
+def classify(
+    http: int, body: str, headers: Mapping[str, str], boot_ms: float, market_ms: float = math.inf
+) -> Result:
     """An error answer as a value: refused for sure, throttled until a time, or unknown."""
     code, text = 0, body[:200]
     try:
@@ -54,7 +60,7 @@ def classify(http: int, body: str, headers: Mapping[str, str], boot_ms: float) -
     except (ValueError, TypeError):
         text = text or "no JSON"  # a proxy page, or nothing: the status alone decides
     if http in (418, 429) or code in THROTTLE_CODES:
-        return Throttled(boot_ms + _pause_ms(headers), f"{http} {code} {text}")
+        return Throttled(boot_ms + _pause_ms(headers, text, market_ms), f"{http} {code} {text}")
     if http == 503 and code == 0 and any(words in text for words in FAILED_503):
         return Refused(http, text)
     if http == 408 or code in UNKNOWN_CODES or (http >= 500 and code == 0):
@@ -62,11 +68,14 @@ def classify(http: int, body: str, headers: Mapping[str, str], boot_ms: float) -
     return Refused(code or http, text)
 
 
-def _pause_ms(headers: Mapping[str, str]) -> float:
+def _pause_ms(headers: Mapping[str, str], text: str, market_ms: float) -> float:
+    """From Retry-After or "banned until <market ms>", whichever ends later."""
+    banned = _BANNED.search(text)
+    banned_ms = min(float(banned[1]) - market_ms, BAN_MAX_MS) if banned else 0.0
     for name, value in headers.items():
         if name.lower() == "retry-after" and value.isdigit():
-            return float(value) * 1000.0
-    return BAN_DEFAULT_MS
+            return max(float(value) * 1000.0, banned_ms)
+    return banned_ms if banned_ms > 0 else BAN_DEFAULT_MS
 
 
 class Binance(ccxt.async_support.binanceusdm):  # type: ignore[misc]
@@ -145,6 +154,17 @@ class Exchange:
             if isinstance(address, str):
                 urls[name] = _ORIGIN.sub(rest_url, address)
         self._boot_ms = boot_ms
+        self.throttled_until_ms = 0.0  # boot time; for everybody who asks through us
+
+    @property
+    def throttled(self) -> bool:
+        return self._boot_ms() < self.throttled_until_ms
+
+    async def calm(self) -> None:
+        """Wait out the pause that the exchange named; what protects does not wait here."""
+        while self.throttled:
+            left_s = (self.throttled_until_ms - self._boot_ms()) / 1000.0
+            await asyncio.sleep(min(max(left_s, 0.001), CALM_LOOK_S))
 
     @property
     def used_weight(self) -> int:
@@ -166,7 +186,11 @@ class Exchange:
         try:
             body = await self._ccxt.fetch2(name, [group], method, params or {})
         except Answered as error:
-            return classify(error.http, error.body, error.headers, self._boot_ms())
+            boot_ms, market_ms = self._boot_ms(), self._ccxt.market_now_ms()
+            result = classify(error.http, error.body, error.headers, boot_ms, market_ms)
+            if isinstance(result, Throttled):
+                self.throttled_until_ms = max(self.throttled_until_ms, result.until_ms)
+            return result
         except WindowClosed as error:
             return Refused(0, str(error))
         except ccxt.RequestTimeout as error:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import redis.exceptions
@@ -22,10 +24,12 @@ import process
 import streams
 from risk.arming import limits_of
 from risk.exchange import Exchange
-from risk.session import RENEW_MS, Lease, Session
+from risk.lease import Lease
+from risk.session import RENEW_MS, Session
 from streams import Keys
 
 STANDBY_MS: Final = 200  # between two looks at somebody else's lease
+BEAT_S: Final = 0.2
 SYNC_TRIES: Final = 100  # for the exchange's clock at the start, a tenth of a second apart
 log = logging.getLogger("risk")
 
@@ -52,6 +56,26 @@ class Risk:
             boot_ms,
         )
         self.wake = asyncio.Event()
+        self.run_id = ""  # of the Redis that this process saw last
+        self.take_after_ms = 0.0  # boot time; before it the lease is not taken
+
+    @asynccontextmanager
+    async def beating(self) -> AsyncIterator[None]:
+        """The heartbeat while we wait for others longer than the supervisor waits for us.
+
+        Not for the steady loop: that one must be seen to hang.
+        """
+
+        async def beat() -> None:
+            while True:
+                process.beat()
+                await asyncio.sleep(BEAT_S)
+
+        task = asyncio.create_task(beat())
+        try:
+            yield
+        finally:
+            task.cancel()
 
     def market_ms(self) -> float:
         return self.market.now_ms(clock.boot_ns())
@@ -64,6 +88,8 @@ class Risk:
 
     async def sync_clock(self) -> bool:
         """Measure the exchange's clock once; keep the better of close measurements."""
+        if self.exchange.throttled:
+            return False
         sent_ns = clock.boot_ns()
         told = await self.exchange.fetch("GET", "/fapi/v1/time")
         body = getattr(told, "body", None)
@@ -104,44 +130,62 @@ class Risk:
             )
         except streams.IdentityError as error:
             process.fail(str(error))
+        except redis.exceptions.OutOfMemoryError:  # compared already, unless there was nothing
+            if not await asyncio.to_thread(once.exists, self.keys.schema):
+                process.fail("Redis is full and empty of us: free memory there, then start again.")
+            log.error("redis is full: entries wait until it has memory")
         finally:
             once.close()
 
     async def start(self) -> None:
         """The exchange's clock first, then who we are."""
-        for _ in range(SYNC_TRIES):
-            process.beat()
-            if process.stop or await self.sync_clock():
-                break
+        tries = 0
+        while not (process.stop or await self.sync_clock()):
+            tries += not self.exchange.throttled  # a pause that it asked for is no absence
+            if tries >= SYNC_TRIES:
+                process.fail(f"no exchange at {self.cfg.rest_url}: check the address, try again.")
             await asyncio.sleep(0.1)
-        else:
-            process.fail(f"no exchange at {self.cfg.rest_url}: check the address and try again.")
         if not process.stop:
             await self.check_account()
 
     async def standby(self) -> int:
         """Wait until the lease is ours; its epoch, or 0 when asked to stop."""
         while not process.stop:
-            process.beat()
-            asked_ms = boot_ms()
+            asked_ms, epoch = boot_ms(), 0
             try:
+                await self.look_at_server()
+                if boot_ms() < self.take_after_ms:
+                    await asyncio.sleep(STANDBY_MS / 1000)
+                    continue
+                asked_ms = boot_ms()
                 epoch = await streams.lease_take(
                     self.redis, self.keys, self.lease.holder, self.cfg.lease_ttl_ms
                 )
             except (redis.exceptions.RedisError, OSError) as error:
                 log.warning("redis away while standing by error=%s", type(error).__name__)
-                epoch = 0
             if epoch:
                 self.lease.renewed(asked_ms)
                 return epoch
             await asyncio.sleep(STANDBY_MS / 1000)
         return 0
 
+    async def look_at_server(self) -> None:
+        """A Redis that may have forgotten a lease: its holder must have run out first."""
+        told: Any = await self.redis.info("server")
+        run_id, ttl_ms = str(told["run_id"]), float(self.cfg.lease_ttl_ms)
+        if run_id == self.run_id:
+            return
+        up_ms = float(told["uptime_in_seconds"]) * 1000.0
+        wait_ms = ttl_ms if self.run_id else max(0.0, ttl_ms - up_ms)
+        self.run_id, self.take_after_ms = run_id, boot_ms() + wait_ms
+
     async def run(self) -> None:
         """Standby, hold, and again, until a signal ends it."""
-        await self.start()
+        async with self.beating():
+            await self.start()
         while not process.stop:
-            epoch = await self.standby()
+            async with self.beating():
+                epoch = await self.standby()
             if epoch:
                 session = Session(self, epoch, limits_of(self.cfg))
                 await session.run()

@@ -25,6 +25,7 @@ RETRY_MS_MAX: Final = 5_000.0
 FILLS_LATE_MS: Final = 1_000.0  # an execution told by REST; after this its trades are asked for
 RESTOP_MS: Final = 200.0  # a stop vanished: the fill that explains it may be on its way
 TARGET_TRIES_MAX: Final = 3  # a missing target costs profit, not safety
+CLOCK_MARGIN_MS: Final = 5_000.0  # market time: our clock may be ahead of the exchange's
 URGENT: Final = frozenset({"naked", "stop passed", "stop rejected"})
 REASONS: Final = {"s": "stop", "t": "target", "c": "emergency", "x": "exit"}
 
@@ -181,8 +182,11 @@ def leg_gone(state: State, order: Order, now: Now, out: Effects) -> None:
     position = state.positions.get(order.symbol)
     if position is None:
         return
+    state.touched[order.symbol] = now.boot_ms
     if position.stop_order == order.id and position.stop_state != "gone":
         state.positions[order.symbol] = replace(position, stop_state="gone")
+        at_ms = now.boot_ms + state.limits.naked_ms
+        arm_deadline(state, out, "naked", order.symbol, at_ms, earliest=True)
         if order.state == "rejected":
             exit_position(state, order.symbol, "stop rejected", now, out)
         else:
@@ -195,17 +199,31 @@ def leg_gone(state: State, order: Order, now: Now, out: Effects) -> None:
 
 
 def order_of(state: State, fill: Fill) -> Order | None:
-    """Ours by client id, or by the exchange id that a triggered leg was given."""
+    """Ours by client id, or by the exchange id that an order or a triggered leg was given."""
     order = state.orders.get(fill.client_id)
     if order is None:
         order = state.orders.get(state.children.get(fill.order_id, ""))
     position = state.positions.get(fill.symbol)
     if order is None and position is not None and not fill.client_id:
-        if fill.side == position.side:  # told by userTrades, which knows no client ids
-            order = state.orders.get(position.entry_order)
-        elif position.exit_order:
-            order = state.orders.get(position.exit_order)
+        entering = fill.side == position.side  # told by userTrades, which knows no client ids
+        likely = state.orders.get(position.entry_order if entering else position.exit_order)
+        if likely is not None and _explains(likely, fill):
+            order = likely
     return order
+
+
+def _explains(order: Order, fill: Fill) -> bool:
+    """Its execution by exchange id; before that is known, by not being older than the order."""
+    if order.exchange_id:
+        return order.exchange_id == fill.order_id
+    return fill.ms >= order.created_ms - CLOCK_MARGIN_MS
+
+
+def _belongs(position: Position | None, fill: Fill) -> bool:
+    """A trade by hand changes the position that it meets; userTrades also tells older ones."""
+    if position is None:
+        return False
+    return bool(fill.client_id) or 0 < position.opened_ms <= fill.ms
 
 
 def handle_fill(state: State, fill: Fill, now: Now, out: Effects) -> None:
@@ -213,8 +231,8 @@ def handle_fill(state: State, fill: Fill, now: Now, out: Effects) -> None:
     if fill.key in state.seen:
         return
     order = order_of(state, fill)
-    if order is None and fill.symbol not in state.positions:
-        return  # somebody else's trade on a symbol that is none of ours
+    if order is None and not _belongs(state.positions.get(fill.symbol), fill):
+        return  # somebody else's trade, or one from before this position
     remember(state.seen, fill.key, None, SEEN_FILLS_MAX)
     state.touched[fill.symbol] = now.boot_ms
     money = state.money

@@ -369,13 +369,12 @@ def action_to_fields(action: Action, snapshot_id: str) -> dict[str, str]:
 
 
 def action_from_fields(fields: Mapping[str, str]) -> Action:
-    """Inverse of action_to_fields. Raises ValueError for an unknown name."""
+    """Inverse of action_to_fields. Raises ValueError or ArithmeticError."""
     if fields.get("action") not in NAMES:
         raise ValueError(f"unknown correction {fields.get('action')!r}")
+    amount, price = decimal(fields.get("amount")), decimal(fields.get("price"))
+    if not (amount.is_finite() and price.is_finite()):
+        raise ValueError("amount or price is not a number")
     return Action(
-        fields["action"],
-        fields.get("symbol", ""),
-        fields.get("order", ""),
-        decimal(fields.get("amount")),
-        decimal(fields.get("price")),
+        fields["action"], fields.get("symbol", ""), fields.get("order", ""), amount, price
     )

@@ -19,7 +19,7 @@ from risk.portfolio import Position
 from risk.protect import RETRY_MS, arm_deadline, place_stop, place_target, protect, record, send_leg
 from risk.reconcile import Action, Resting, Snapshot
 from risk.replies import algos_request, take_algo, trace
-from risk.state import State, put_order
+from risk.state import SNAPSHOTS_KEPT_MAX, State, put_order, remember
 
 START: Final = "start"  # a snapshot taken while nothing else was happening
 AGAIN_MS: Final = 1_000.0  # until the next look at what was in motion
@@ -31,6 +31,7 @@ def on_snapshot(state: State, event: SnapshotTaken, now: Now, out: Effects) -> N
     snapshot: Snapshot = event.snapshot
     forced = event.reason in FORCED
     state.last_reconcile_ms = int(now.market_ms)
+    remember(state.snapshots, snapshot.id, snapshot.started_ms, SNAPSHOTS_KEPT_MAX)
     if forced or not state.positions:
         state.money = replace(state.money, wallet=snapshot.wallet)
     fields = {
@@ -115,14 +116,15 @@ def restore(state: State, position: Position, leg: str, now: Now, out: Effects) 
     symbol = position.symbol
     order_id = position.stop_order if leg == "stop" else position.target_order
     order = state.orders.get(order_id)
-    if leg == "stop" and ("naked", symbol) not in state.deadlines:
-        arm_deadline(state, out, "naked", symbol, now.boot_ms + state.limits.naked_ms)
-    if order is not None and order.state == "acked":
+    if order is not None and order.state == "acked":  # one snapshot is no proof: the answer is
         out.add(orders.query_request(order))
         if leg == "stop":
             state.positions[symbol] = replace(position, stop_state="sent")
         arm_deadline(state, out, "stop", symbol, now.boot_ms + 500.0)
-    elif order is not None and not order.terminal:
+        return
+    if leg == "stop" and ("naked", symbol) not in state.deadlines:
+        arm_deadline(state, out, "naked", symbol, now.boot_ms + state.limits.naked_ms)
+    if order is not None and not order.terminal:
         send_leg(state, order, now, out)
     elif leg == "stop":
         place_stop(state, symbol, now, out)
@@ -143,7 +145,13 @@ def confirm(
         out.add(algos_request(position.symbol))
         return
     stop = resting.kind == "STOP_MARKET"
-    if order is None or order.terminal:
+    if order is not None and order.terminal:  # it ended, and a leg that ended is not revived
+        out.add(orders.cancel_request(order.id, position.symbol, algo=True))
+        state_there = position.stop_state if stop else position.target_state
+        if state_there != "acked":
+            restore(state, position, "stop" if stop else "target", now, out)
+        return
+    if order is None:
         order = Order(
             id=resting.id,
             cause=position.signal,

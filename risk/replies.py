@@ -205,12 +205,14 @@ def take_algo(state: State, order: Order, told: Mapping[str, str], now: Now, out
     made = replace(order, exchange_id=told["algo_id"] or order.exchange_id)
     made = advance(made, status, int(now.market_ms), told["reason"]) if status else made
     if made != order:
+        if made.state != order.state:
+            state.touched[order.symbol] = now.boot_ms
         put_order(state, made)
         record(state, out, journal.order_ops(state, made, now), order.id)
     position = state.positions.get(order.symbol)
     if position is None:
         return
-    if status == "acked":
+    if status == "acked" and made.state == "acked":  # a late NEW revives no leg that has ended
         created_ms = float(told["created_ms"] or now.market_ms)
         stop_confirmed(state, made, created_ms, now, out)
         if position.target_order == order.id and position.target_state != "acked":
@@ -293,7 +295,9 @@ def _on_algos(state: State, event: Replied, now: Now, out: Effects) -> None:
     for row in event.result.body:
         client_id = str(row.get("clientAlgoId", ""))
         known = state.orders.get(client_id)
-        if known is not None:
+        if known is not None and known.terminal:  # over for us: make room for the next revision
+            out.add(orders.cancel_request(known.id, symbol, algo=True))
+        elif known is not None:
             take_algo(state, known, _algo_from_rest(row), now, out)
         elif row.get("orderType") == "STOP_MARKET" and row.get("closePosition") is True:
             position = state.positions[symbol]

@@ -8,6 +8,7 @@ writer; the loop never waits for Redis, so a hung Redis cannot stand between a f
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections import deque
@@ -47,10 +48,12 @@ from risk.events import (
 )
 from risk.gate import Limits
 from risk.instruments import parse_instruments
-from risk.rebuild import rebuild, take_snapshot
+from risk.lease import WEATHER, is_weather
+from risk.rebuild import rebuild
 from risk.recovery import FORCED, START
+from risk.snapshots import Snapshots
 from risk.sockets import Books, Marks, UserStream, keep
-from risk.state import State, blocked
+from risk.state import State, blocked, settled
 from risk.step import step
 
 if TYPE_CHECKING:
@@ -58,7 +61,6 @@ if TYPE_CHECKING:
 
 CONSUMER: Final = "risk"  # one name per account: the lease proves that the other is out
 RENEW_MS: Final = 1_000
-VALID_SHARE: Final = 0.6  # of the TTL, from before the renewal was sent
 TICK_MS: Final = 100  # deadlines are asked for exactly; this is the floor for everything else
 STATUS_MS: Final = 1_000
 CLOCK_MS: Final = 2_000  # between two looks at the exchange's clock
@@ -71,21 +73,6 @@ EVENTS_A_TURN: Final = 256  # before the event loop breathes
 SELF_CHECK_MS: Final = 60_000  # two periods of the reconcile job: nobody asked, so ask ourselves
 log = logging.getLogger("risk")
 RETRY_S: Final = 0.2  # between two tries of a write
-# what a healthy script meets on an unhealthy server; any other error answer is our own mistake
-_REFUSALS: Final = ("OOM", "LOADING", "READONLY", "MISCONF", "BUSY", "MASTERDOWN", "NOREPLICAS")
-_WEATHER = (redis.exceptions.RedisError, OSError, TimeoutError)
-
-
-class Lease:
-    """Our claim to be the only one; sure only until `valid_until_ms` of the boot clock."""
-
-    def __init__(self, holder: str, ttl_ms: int) -> None:
-        self.holder = holder
-        self.ttl_ms = ttl_ms
-        self.valid_until_ms = 0.0
-
-    def renewed(self, asked_ms: float) -> None:
-        self.valid_until_ms = asked_ms + self.ttl_ms * VALID_SHARE
 
 
 class Session:
@@ -111,14 +98,16 @@ class Session:
         self.dispatcher = Dispatcher(risk.exchange, self.feed, self.boot_ms)
         self.marks = Marks(self.cfg.ws_url, self.feed)
         self.books = Books(self.cfg.ws_url, self.feed)
-        self.snapping = False
-        self.snaps = 0
+        self.snapshots = Snapshots(
+            risk.exchange, epoch, (self.boot_ms, risk.market_ms), self.feed, self.spawn
+        )
         self.run_id = ""
         self.was_halted = False
         self.tasks: list[asyncio.Task[None]] = []
         self.commits_dropped = 0
         self.events_dropped = 0
         self.failing = False
+        self.writing = False  # a commit is out of the outbox and not decided yet
 
     # --- clocks and events ---
 
@@ -151,14 +140,16 @@ class Session:
         """Rebuild, reconcile, trade; returns when the lease is lost or the process must stop."""
         self.spawn(self.keep_lease())
         try:
-            await self.open()
+            async with self.risk.beating():
+                await self.open()
             await self.loop()
-        except _WEATHER as error:
+        except WEATHER as error:
             log.error("session broken off error=%s %s", type(error).__name__, error)
         finally:
             await self.close()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self.tasks = [task for task in self.tasks if not task.done()]
         task = asyncio.create_task(work)
         task.add_done_callback(self._ended)
         self.tasks.append(task)
@@ -171,24 +162,22 @@ class Session:
 
     async def open(self) -> None:
         """State from Redis, rules from the exchange, ears open, then the truth."""
-        for key in (self.keys.signals, self.keys.commands):
-            await streams.ensure_group(self.redis, key, self.cfg.account, "0")
+        await self.ensure_groups()
         await rebuild(self.redis, self.state)
         self.run_id = await self.server_run_id()
         await self.arm()
         exchange = self.risk.exchange
-        info, brackets = await asyncio.gather(
-            exchange.fetch("GET", "/fapi/v1/exchangeInfo"),
-            exchange.fetch("GET", "/fapi/v1/leverageBracket"),
-        )
-        while not (isinstance(info, Done) and isinstance(brackets, Done)):
-            process.beat()
+        paths = ("/fapi/v1/exchangeInfo", "/fapi/v1/leverageBracket")
+        bodies: list[Any] = []
+        while len(bodies) < len(paths):
             if process.stop or self.over.is_set():
                 return
-            await asyncio.sleep(0.2)
-            info = await exchange.fetch("GET", "/fapi/v1/exchangeInfo")
-            brackets = await exchange.fetch("GET", "/fapi/v1/leverageBracket")
-        self.state.instruments = parse_instruments(info.body, brackets.body)
+            if not exchange.throttled:
+                told = await asyncio.gather(*(exchange.fetch("GET", path) for path in paths))
+                bodies = [answer.body for answer in told if isinstance(answer, Done)]
+            if len(bodies) < len(paths):
+                await asyncio.sleep(RETRY_S)
+        self.state.instruments = parse_instruments(*bodies)
         user = UserStream(
             exchange, self.cfg.ws_url, self.risk.market.speed, self.user_opened, self.pushed
         )
@@ -215,8 +204,7 @@ class Session:
                 if not stop_at_ms:
                     stop_at_ms = self.boot_ms() + STOP_MS
                     self.carry_out(step(self.state, Stopping(), self.now()))
-                idle = not self.inbox and not self.outbox and not self.dispatcher.busy
-                if idle or self.boot_ms() >= stop_at_ms:
+                if self.idle or self.boot_ms() >= stop_at_ms:
                     return
             self.ready.clear()
             if not self.inbox:
@@ -227,6 +215,12 @@ class Session:
             else:
                 await asyncio.sleep(0)
 
+    @property
+    def idle(self) -> bool:
+        """Nothing queued, under way or half protected: what is left stands by itself."""
+        work = self.inbox or self.outbox or self.writing or self.dispatcher.busy
+        return not work and settled(self.state)
+
     async def close(self) -> None:
         for task in self.tasks:
             task.cancel()
@@ -236,7 +230,7 @@ class Session:
         try:
             async with asyncio.timeout(1):
                 await streams.lease_drop(self.redis, self.keys, self.lease.holder)
-        except _WEATHER as error:
+        except WEATHER as error:
             log.warning("lease not given back error=%s", type(error).__name__)
 
     # --- effects ---
@@ -255,15 +249,24 @@ class Session:
             elif isinstance(effect, Watch):
                 self.books.want(effect.symbols)
             elif isinstance(effect, Snap):
-                self.spawn_snapshot(effect)
+                self.snapshots.ask(effect)
 
     def queue(self, commit: Commit) -> None:
         if len(self.outbox) >= COMMITS_MAX:
             self.commits_dropped += 1
             self.feed(CommitFailed(commit, "failed"))
             return
-        self.outbox.append(commit)
-        self.writable.set()
+        left = self.without_redis(commit) if self.failing else commit
+        if left is not None:
+            self.outbox.append(left)
+            self.writable.set()
+
+    def without_redis(self, commit: Commit) -> Commit | None:
+        """While Redis takes nothing: an entry ends here, unsent; what a record held back and
+        what protects goes out now. The record itself waits."""
+        if commit.armed or commit.then:
+            self.feed(CommitFailed(commit, "failed"))
+        return None if commit.armed else replace(commit, then=())
 
     async def write(self) -> None:
         """The one writer: commits in order, each once; a lost reply is never a second write."""
@@ -271,7 +274,7 @@ class Session:
             while not self.outbox:
                 self.writable.clear()
                 await self.writable.wait()
-            commit = self.outbox.popleft()
+            commit, self.writing = self.outbox.popleft(), True
             try:
                 async with asyncio.timeout(COMMIT_S):
                     verdict = await streams.commit(
@@ -283,12 +286,14 @@ class Session:
                         armed=commit.armed,
                         unless=commit.unless,
                     )
-            except _WEATHER as error:
+            except WEATHER as error:
                 await self.not_written(commit, error)
+                self.writing = False
                 continue
             if self.failing:
                 self.failing = False
                 self.feed(Trouble("redis was away"))
+            self.writing = False
             if verdict == "ok":
                 self.carry_out(commit.then)
                 continue
@@ -301,18 +306,19 @@ class Session:
     async def not_written(self, commit: Commit, error: BaseException) -> None:
         """Nobody knows whether it was written. An entry ends here, unsent; every other write is
         repeated until it stands: its operations bear that, and what it held back is protective."""
-        text = str(error)
-        mistake = isinstance(error, redis.exceptions.ResponseError)
-        mistake = mistake and not text.startswith(_REFUSALS)
+        mistake = not is_weather(error)
         if not self.failing or mistake:  # told once; `redis was away` tells the end of it
             log.error(
-                "commit failed about=%s error=%s %s", commit.about, type(error).__name__, text
+                "commit failed about=%s error=%s %s", commit.about, type(error).__name__, error
             )
         self.failing = True
         self.feed(CommitFailed(commit, "failed"))
-        if commit.armed or mistake:
+        if mistake:
             return
-        self.outbox.appendleft(replace(commit, then=()))
+        waiting = [left for c in self.outbox if (left := self.without_redis(c)) is not None]
+        if not commit.armed:
+            waiting.insert(0, replace(commit, then=()))
+        self.outbox = deque(waiting)
         await asyncio.sleep(RETRY_S)
 
     # --- snapshots ---
@@ -321,29 +327,13 @@ class Session:
         """The user stream is (back) open: hold its frames until a snapshot is taken in."""
         if not self.user_open.is_set():
             self.user_open.set()
-            self.spawn_snapshot(Snap(START))
+            self.snapshots.ask(Snap(START))
             return
         self.held_back = self.held_back or []
         self.feed(Trouble("the user stream was away"))
 
     def pushed(self, frame: dict[str, Any]) -> None:
         self.feed(Pushed(frame))
-
-    def spawn_snapshot(self, snap: Snap) -> None:
-        self.snaps += 1
-        self.tasks = [task for task in self.tasks if not task.done()]
-        self.spawn(self.snapshot(snap, f"{self.state.epoch}-{self.snaps}"))
-
-    async def snapshot(self, snap: Snap, snapshot_id: str) -> None:
-        """The exchange's truth, as often as it takes to get the whole of it."""
-        snapshot = None
-        while snapshot is None:
-            snapshot = await take_snapshot(
-                self.risk.exchange, snapshot_id, self.boot_ms(), self.risk.market_ms()
-            )
-            if snapshot is None:
-                await asyncio.sleep(0.3)
-        self.feed(SnapshotTaken(snapshot, snap.reason, snap.command_id))
 
     def snapshot_done(self, event: SnapshotTaken) -> None:
         """Frames that waited for the truth are counted now; then the streams are read."""
@@ -356,6 +346,14 @@ class Session:
             self.spawn(self.read())
 
     # --- Redis ---
+
+    async def ensure_groups(self) -> None:
+        """A full Redis refuses to say whether they exist: reading will tell."""
+        for key in (self.keys.signals, self.keys.commands):
+            try:
+                await streams.ensure_group(self.redis, key, self.cfg.account, "0")
+            except redis.exceptions.OutOfMemoryError:
+                log.error("redis is full: group not made key=%s", key)
 
     async def read(self) -> None:
         """Signals and commands; our own pending ones first, and after every connection error."""
@@ -373,13 +371,13 @@ class Session:
                     count=1_000 if own_pending else 64,
                     block_ms=None if own_pending else BLOCK_MS,
                 )
-            except _WEATHER as error:
+            except WEATHER as error:
                 if not own_pending:
                     log.warning("redis read failed error=%s", error)
                 await asyncio.sleep(RETRY_S)
                 if "NOGROUP" in str(error):
-                    for key in keys:
-                        await streams.ensure_group(self.redis, key, self.cfg.account, "0")
+                    with contextlib.suppress(*WEATHER):  # the next read tells it again
+                        await self.ensure_groups()
                 if not own_pending:
                     self.feed(Trouble("redis was away"))
                 own_pending = True
@@ -408,7 +406,7 @@ class Session:
                         return
                     self.lease.renewed(asked_ms)
                     await self.look_at_redis()
-            except _WEATHER as error:
+            except WEATHER as error:
                 log.warning("lease not renewed error=%s", type(error).__name__)
             await asyncio.sleep(max(0.05, (asked_ms + RENEW_MS - self.boot_ms()) / 1000))
 
@@ -418,10 +416,11 @@ class Session:
         if self.run_id and run_id != self.run_id:
             self.state.entries_after_ms = self.boot_ms() + self.cfg.lease_ttl_ms
             self.feed(Trouble("redis restarted"))
-        self.run_id = run_id
-        if self.was_halted and not self.state.halted:
-            await self.arm()
+        self.run_id = self.risk.run_id = run_id
+        freed = self.was_halted and not self.state.halted
         self.was_halted = self.state.halted
+        if freed:
+            await self.arm()
         await self.look_at_armed()
 
     async def look_at_armed(self) -> None:
@@ -436,7 +435,11 @@ class Session:
         """Other modes than live arm themselves; a halt stays, over restarts too."""
         self.was_halted = self.state.halted
         if self.cfg.mode != "live" and not self.cfg.halt and not self.state.halted:
-            await self.redis.set(self.keys.armed, "by itself")
+            try:
+                await self.redis.set(self.keys.armed, "by itself")
+            except redis.exceptions.OutOfMemoryError:
+                log.error("redis is full: not armed")
+                self.was_halted = True  # so that it is tried again
         await self.look_at_armed()
 
     # --- housekeeping ---
@@ -466,7 +469,7 @@ class Session:
                 await self.risk.sync_clock()
             since_ms = (now.market_ms - self.state.last_reconcile_ms) / now.speed
             if self.state.last_reconcile_ms and since_ms >= SELF_CHECK_MS:
-                self.spawn_snapshot(Snap("reconcile"))
+                self.snapshots.ask(Snap("reconcile"))
 
     def shell_fields(self) -> dict[str, str]:
         """What `status` tells of this process."""
@@ -479,5 +482,5 @@ class Session:
             "commits_dropped": str(self.commits_dropped),
             "events_dropped": str(self.events_dropped),
             "used_weight": str(self.risk.exchange.used_weight),
-            "throttled": str(int(self.boot_ms() < self.dispatcher.throttled_until_ms)),
+            "throttled": str(int(self.risk.exchange.throttled)),
         }

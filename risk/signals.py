@@ -10,10 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
 NS_PER_MS = 1_000_000
 ID_CHARS_MAX = 64
+WHY_CHARS_MAX = 200
+PRICE_MIN, PRICE_END = Decimal("1e-12"), Decimal("1e12")  # beyond them arithmetic may overflow
+TIME_END_MS = 1e14  # the year 5138
 NEEDED = ("id", "symbol", "side", "price", "stop", "target")
 
 
@@ -45,8 +48,22 @@ class Signal:
 
 def _price(fields: Mapping[str, str], name: str) -> Decimal:
     value = Decimal(fields[name])
-    if not value.is_finite() or value <= 0:
+    if not value.is_finite() or not PRICE_MIN <= value < PRICE_END:
         raise ValueError(f"{name} {fields[name]} is not a price")
+    return value
+
+
+def _made_ms(fields: Mapping[str, str]) -> float:
+    value = int(fields.get("exch_ns") or 0) / NS_PER_MS
+    if not 0.0 <= value < TIME_END_MS:
+        raise ValueError(f"exch_ns {fields.get('exch_ns')} is not a time")
+    return value
+
+
+def _expires_ms(fields: Mapping[str, str]) -> float:
+    value = float(fields.get("expires_ms") or "inf")
+    if value != math.inf and not 0.0 <= value < TIME_END_MS:
+        raise ValueError(f"expires_ms {fields.get('expires_ms')} is not a time")
     return value
 
 
@@ -75,20 +92,18 @@ def parse_signal(fields: Mapping[str, str]) -> Signal | str:
             confidence=_share(fields, "confidence", 0.5),
             breakeven=_share(fields, "breakeven", 0.0),
             quality=_share(fields, "quality", 1.0),
-            made_ms=int(fields.get("exch_ns") or 0) / NS_PER_MS,
-            expires_ms=float(fields.get("expires_ms") or "inf"),
+            made_ms=_made_ms(fields),
+            expires_ms=_expires_ms(fields),
             reason=fields.get("reason", ""),
             model=fields.get("model", ""),
             world=fields.get("world", ""),
         )
-    except (ValueError, InvalidOperation) as error:
-        return f"signal {fields['id'][:ID_CHARS_MAX]}: {error}"
+    except (ValueError, ArithmeticError) as error:
+        return f"signal {fields['id'][:ID_CHARS_MAX]}: {error}"[:WHY_CHARS_MAX]
     if len(signal.id) > ID_CHARS_MAX:
         return f"signal id longer than {ID_CHARS_MAX} characters"
     if signal.side not in ("buy", "sell"):
         return f"signal {signal.id}: side {signal.side!r} is neither buy nor sell"
-    if math.isnan(signal.expires_ms):
-        return f"signal {signal.id}: expires_ms is not a number"
     if not (signal.price - signal.stop) * signal.sign > 0:
         return f"signal {signal.id}: the stop is not on the losing side of the price"
     if not (signal.target - signal.price) * signal.sign > 0:

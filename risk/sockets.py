@@ -74,6 +74,7 @@ class UserStream:
 
     async def run(self) -> None:
         """One key, one connection, until either ends."""
+        await self._exchange.calm()
         made = await self._exchange.fetch("POST", LISTEN_KEY)
         if not isinstance(made, Done):
             log.warning("no listenKey reason=%s", made.reason)
@@ -97,6 +98,7 @@ class UserStream:
         """Extend the key at half its life; one that is gone needs a new socket as well."""
         while True:
             await asyncio.sleep(self._renew_s)
+            await self._exchange.calm()
             result = await self._exchange.fetch("PUT", LISTEN_KEY)
             if not isinstance(result, Done):
                 log.warning("listenKey not renewed reason=%s", result.reason)

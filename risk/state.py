@@ -22,6 +22,9 @@ from streams import Keys, client_id
 SEEN_FILLS_MAX: Final = 20_000
 ORDERS_KEPT_MAX: Final = 4_000  # terminal ones are forgotten, oldest first
 WAITING_MAX: Final = 64
+SNAPSHOTS_KEPT_MAX: Final = (
+    64  # their times; a correction that names an older one is looked at anew
+)
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
@@ -69,6 +72,7 @@ class State:
     deadlines: dict[tuple[str, str], float] = field(default_factory=dict)  # (kind, key) -> boot ms
     tries: dict[tuple[str, str], int] = field(default_factory=dict)
     touched: dict[str, float] = field(default_factory=dict)  # symbol -> boot ms of last change
+    snapshots: dict[str, float] = field(default_factory=dict)  # id -> boot ms of its beginning
     rotating: str = ""  # symbol being closed to make a place
     rotated_ms: float = -1e18  # market time
     last_reconcile_ms: int = 0  # market time
@@ -105,6 +109,13 @@ def pending_entries(state: State) -> list[Order]:
         for order in state.orders.values()
         if order.leg == ENTRY_LEG and not order.terminal and order.symbol not in state.positions
     ]
+
+
+def settled(state: State) -> bool:
+    """Nothing is in the air: no entry may still fill, no position lacks its stop or is leaving."""
+    if any(order.leg == ENTRY_LEG and not order.terminal for order in state.orders.values()):
+        return False
+    return all(p.stop_state == "acked" and not p.exit_reason for p in state.positions.values())
 
 
 def held(state: State) -> tuple[Held, ...]:

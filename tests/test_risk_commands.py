@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from risk_desk import KEYS, Desk, decisions, ops, queries, sends
 
 from risk.arming import limits_of, settings_hash
@@ -108,3 +109,23 @@ def test_arming_stands_for_account_and_settings() -> None:
     assert settings_hash(limits, "main") == settings_hash(limits, "main")
     assert settings_hash(limits, "main") != settings_hash(limits, "other")
     assert settings_hash(limits, "main") != settings_hash(Limits(), "main")
+
+
+@pytest.mark.parametrize("amount", ["x", "1e5e5", "NaN", "sNaN", "Infinity"])
+def test_a_correction_that_cannot_be_read_is_set_aside(amount: str) -> None:
+    done = command(Desk(), "correct", action="settle", symbol="BTCUSDT", amount=amount)
+    assert answer(done)["ok"] is False
+    assert ops(done, "xadd", KEYS.dead)
+
+
+@pytest.mark.parametrize(("touched_ms", "acts"), [(-1, True), (0, False), (1, False)])
+def test_a_correction_is_older_than_what_changed_after_its_snapshot(
+    touched_ms: int, acts: bool
+) -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    desk.state.touched["BTCUSDT"] = desk.boot_ms + touched_ms
+    desk.state.snapshots["1-9"] = desk.boot_ms
+    fields = {"action": "query", "symbol": "BTCUSDT", "order": entry.about, "snapshot": "1-9"}
+    assert bool(queries(command(desk, "correct", **fields))) is acts
+    assert bool([e for e in desk.wait(1) if isinstance(e, Snap)]) is not acts

@@ -25,12 +25,16 @@ from risk.events import (
     Replied,
     Result,
     Send,
+    Snap,
+    SnapshotTaken,
     Throttled,
     Unknown,
 )
 from risk.exchange import BAN_DEFAULT_MS, Exchange, classify
+from risk.snapshots import Snapshots
 
 ORDER = "/fapi/v1/order"
+RETRY = {"Retry-After": "7"}
 
 
 def body(code: int, msg: str = "words") -> str:
@@ -66,6 +70,17 @@ def test_a_throttled_answer_names_its_end(http: int, code: int) -> None:
     assert isinstance(told, Throttled) and told.until_ms == 8_000.0
     default = classify(http, body(code), {}, 1_000.0)
     assert isinstance(default, Throttled) and default.until_ms == 1_000.0 + BAN_DEFAULT_MS
+
+
+@pytest.mark.parametrize(
+    ("headers", "until_ms"), [({}, 61_000.0), ({"Retry-After": "7"}, 61_000.0)]
+)
+def test_a_ban_names_its_end_in_market_time(headers: dict[str, str], until_ms: float) -> None:
+    text = body(-1003, "IP(1.2.3.4) banned until 1795000060000. Please use the websocket")
+    told = classify(418, text, headers, 1_000.0, 1_795_000_000_000.0)
+    assert isinstance(told, Throttled) and told.until_ms == until_ms
+    over = classify(418, text, {}, 1_000.0, 1_795_000_060_000.0)
+    assert isinstance(over, Throttled) and over.until_ms == 1_000.0 + BAN_DEFAULT_MS
 
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -174,11 +189,14 @@ class Slow:
         self.seen: list[str] = []
         self.gate = asyncio.Event()
         self.used_weight = 0
+        self.throttled_until_ms = 0.0
         self.answer: Result = Done({})
 
     async def call(self, request: Any) -> Result:
         self.seen.append(request.about)
         await self.gate.wait()
+        if isinstance(self.answer, Throttled):
+            self.throttled_until_ms = self.answer.until_ms
         return self.answer
 
 
@@ -255,3 +273,131 @@ def test_entries_end_at_four_fifths_of_the_weight(weight: int, sent: bool) -> No
         return slow.seen
 
     assert bool(asyncio.run(work())) is sent
+
+
+@pytest.mark.parametrize(("after_ms", "sent"), [(999.0, True), (1_000.0, True), (1_001.0, False)])
+def test_an_entry_that_waited_too_long_is_refused(after_ms: float, sent: bool) -> None:
+    async def work() -> tuple[list[str], list[Replied]]:
+        slow, replies, now_ms = Slow(), [], [0.0]
+        dispatcher = Dispatcher(slow, replies.append, lambda: now_ms[0])  # type: ignore[arg-type]
+        for number in range(CONCURRENT_MAX):
+            dispatcher.put(ask(f"h{number}", CANCEL))
+        dispatcher.put(entry("entry"))
+        now_ms[0] = after_ms
+        slow.gate.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await dispatcher.close()
+        return slow.seen, replies
+
+    seen, replies = asyncio.run(work())
+    assert ("entry" in seen) is sent
+    result = next(r.result for r in replies if r.request.about == "entry")
+    assert isinstance(result, Done if sent else Refused)
+
+
+def test_a_late_entry_is_refused_while_the_address_is_throttled() -> None:
+    async def work() -> list[Replied]:
+        slow, replies, now_ms = Slow(), [], [0.0]
+        dispatcher = Dispatcher(slow, replies.append, lambda: now_ms[0])  # type: ignore[arg-type]
+        for number in range(CONCURRENT_MAX):
+            dispatcher.put(ask(f"h{number}", CANCEL))
+        dispatcher.put(entry("entry"))
+        slow.throttled_until_ms, now_ms[0] = 60_000.0, 1_001.0
+        dispatcher.pump()
+        await dispatcher.close()
+        return replies
+
+    (reply,) = asyncio.run(work())
+    assert reply.request.about == "entry" and isinstance(reply.result, Refused)
+
+
+def test_a_raise_inside_a_request_is_answered_as_unknown() -> None:
+    class Broken(Slow):
+        async def call(self, request: Any) -> Result:
+            raise KeyError("ours")
+
+    async def work() -> tuple[list[Replied], int]:
+        replies: list[Replied] = []
+        dispatcher = Dispatcher(Broken(), replies.append, lambda: 0.0)  # type: ignore[arg-type]
+        dispatcher.put(entry("entry"))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return replies, dispatcher.busy
+
+    replies, busy = asyncio.run(work())
+    assert [r.result for r in replies] == [Unknown("our mistake KeyError")] and busy == 0
+
+
+def test_one_throttled_answer_quiets_every_caller() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.json_response({"code": -1003, "msg": "-"}, status=429, headers=RETRY)
+
+    async def work(exchange: Exchange) -> tuple[bool, float, bool]:
+        before = exchange.throttled
+        await exchange.fetch("GET", "/fapi/v1/time")
+        return before, exchange.throttled_until_ms, exchange.throttled
+
+    assert asyncio.run(served(handler, work)) == (False, 7_000.0, True)
+
+
+# --- snapshots ---
+
+
+class Truth(Slow):
+    """Four questions a snapshot; each try is answered when told, the first `bad` ones fail."""
+
+    def __init__(self, bad: int = 0) -> None:
+        super().__init__()
+        self.left_bad = bad * 4
+
+    async def calm(self) -> None: ...
+
+    async def fetch(self, method: str, path: str) -> Result:
+        self.seen.append(path)
+        await self.gate.wait()
+        self.left_bad -= 1
+        return Unknown("away") if self.left_bad >= 0 else Done({} if "account" in path else [])
+
+
+async def taken(truth: Truth, first: list[Snap], later: list[Snap]) -> list[SnapshotTaken]:
+    """Ask for `first`, for `later` while the first try is under way; then let answers come."""
+    tasks: list[asyncio.Task[None]] = []
+    made: list[SnapshotTaken] = []
+
+    def spawn(work: Any) -> None:
+        tasks.append(asyncio.create_task(work))
+
+    snapshots = Snapshots(truth, 3, (lambda: 0.0, lambda: 0.0), made.append, spawn)  # type: ignore[arg-type]
+    for snap in first:
+        snapshots.ask(snap)
+    await asyncio.sleep(0.01)
+    for snap in later:
+        snapshots.ask(snap)
+    truth.gate.set()
+    await asyncio.gather(*tasks)
+    assert len(tasks) == 1
+    return made
+
+
+def test_who_asks_while_a_snapshot_is_under_way_shares_the_next_one() -> None:
+    truth = Truth()
+    later = [Snap("trouble")] * 20 + [Snap("snapshot", "c1"), Snap("snapshot", "c2"), Snap("again")]
+    made = asyncio.run(taken(truth, [Snap("reconcile")], later))
+    assert len(truth.seen) == 8
+    told = [(taken.snapshot.id, taken.reason, taken.command_id) for taken in made]
+    assert told == [
+        ("3-1", "reconcile", ""),
+        ("3-2", "trouble", "c1"),
+        ("3-2", "snapshot", "c2"),
+    ]
+
+
+def test_a_failed_snapshot_is_taken_again_for_all_who_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("risk.snapshots.PAUSE_S", (0.001, 0.002))
+    truth = Truth(bad=3)
+    made = asyncio.run(taken(truth, [Snap("reconcile")], [Snap("start")]))
+    assert len(truth.seen) == 16
+    assert [(taken.snapshot.id, taken.reason) for taken in made] == [("3-4", "start")]

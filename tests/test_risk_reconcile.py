@@ -372,3 +372,54 @@ def test_a_snapshot_for_the_job_corrects_nothing_by_itself() -> None:
     assert not cancels(done)
     answers = [o for e in done if hasattr(e, "ops") for o in e.ops if o[1] == KEYS.replies]
     assert "c1" in answers[0][2]
+
+
+def test_one_snapshot_without_a_stop_is_no_proof_and_the_answer_is() -> None:
+    desk = Desk()
+    entry, stop, target = desk.open()
+    size = {"BTCUSDT": (Decimal(entry.params["quantity"]), Decimal(1000))}
+    algos = (rest(desk.state.orders[target.about]),)
+    done = desk.do(SnapshotTaken(snapshot(size, algos=algos), "reconcile"))
+    asked = queries(done)
+    assert {q.about for q in asked} == {stop.about} and not sends(done)
+    assert ("naked", "BTCUSDT") not in desk.state.deadlines
+    desk.reply(asked[0], Done({"algoId": 1, "algoStatus": "CANCELED"}))
+    assert ("naked", "BTCUSDT") in desk.state.deadlines
+    assert sends(desk.wait(500), "stop")
+
+
+def test_a_stop_that_is_there_after_all_sends_nothing() -> None:
+    desk = Desk()
+    entry, stop, target = desk.open()
+    size = {"BTCUSDT": (Decimal(entry.params["quantity"]), Decimal(1000))}
+    algos = (rest(desk.state.orders[target.about]),)
+    asked = queries(desk.do(SnapshotTaken(snapshot(size, algos=algos), "reconcile")))
+    desk.reply(asked[0], Done({"algoId": 1, "algoStatus": "NEW"}))
+    assert not sends(desk.wait(5_000))
+    assert desk.state.positions["BTCUSDT"].stop_state == "acked"
+    assert stop.about == desk.state.positions["BTCUSDT"].stop_order
+
+
+def test_a_resting_leg_that_ended_for_us_is_taken_back_and_a_new_one_placed() -> None:
+    desk = Desk()
+    entry, stop, target = desk.open()
+    algos = tuple(rest(desk.state.orders[leg.about]) for leg in (stop, target))
+    desk.algo(stop, "CANCELED")
+    size = {"BTCUSDT": (Decimal(entry.params["quantity"]), Decimal(1000))}
+    done = desk.do(SnapshotTaken(snapshot(size, algos=algos), "reconcile"))
+    assert [c.about for c in cancels(done)] == [stop.about]
+    again = sends(done, "stop")
+    assert len(again) == 1 and again[0].about != stop.about
+    assert desk.state.orders[stop.about].state == "canceled"
+
+
+def test_a_leg_that_ended_after_the_snapshot_was_begun_is_left_to_the_next() -> None:
+    desk = Desk()
+    entry, stop, target = desk.open()
+    algos = tuple(rest(desk.state.orders[leg.about]) for leg in (stop, target))
+    begun_ms = desk.boot_ms + 1
+    desk.boot_ms += 2
+    desk.algo(stop, "CANCELED")
+    size = {"BTCUSDT": (Decimal(entry.params["quantity"]), Decimal(1000))}
+    done = desk.do(SnapshotTaken(snapshot(size, algos=algos, started_ms=begun_ms), "reconcile"))
+    assert not cancels(done) and not sends(done)

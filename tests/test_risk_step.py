@@ -18,6 +18,7 @@ from risk_desk import (
     signal_fields,
 )
 
+from risk import orders
 from risk.events import (
     Commit,
     Done,
@@ -28,6 +29,7 @@ from risk.events import (
     Unknown,
 )
 from risk.gate import Limits
+from risk.state import settled
 
 
 def test_a_signal_becomes_one_limit_ioc_entry_with_all_legs_written_first() -> None:
@@ -451,3 +453,125 @@ def test_every_refusal_names_its_rule_and_acknowledges() -> None:
     assert decisions(done)[0]["refused_by"] == "stale"
     assert [c.ack for c in done if isinstance(c, Commit)] == [(KEYS.signals, "main", "1-0")]
     assert signal_fields()["id"] == decisions(done)[0]["signal"]
+
+
+# --- whose trade, whose leg ---
+
+
+def trade_row(desk: Desk, number: int, order_id: int, side: str = "BUY", late_ms: int = 0) -> dict:  # type: ignore[type-arg]
+    row = {"symbol": "BTCUSDT", "id": number, "orderId": order_id, "side": side, "price": "1000"}
+    row |= {"qty": "1", "commission": "0.5", "commissionAsset": "USDT"}
+    return row | {"time": int(desk.market_ms) + late_ms}
+
+
+def test_a_trade_of_another_order_is_not_counted_as_ours() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    desk.done(entry, "FILLED", "1")  # the exchange's order 42
+    asked = queries(desk.wait(1_000), "trades")[0]
+    rows = [trade_row(desk, 7, 41, late_ms=-1_001), trade_row(desk, 8, 40, "SELL", -30_000)]
+    desk.reply(asked, Done([*rows, trade_row(desk, 9, 42, late_ms=-1_000)]))
+    assert desk.state.positions["BTCUSDT"].qty == 1
+    assert desk.state.money.fills == 1
+
+
+@pytest.mark.parametrize(("late_ms", "ours"), [(-5_001, False), (-5_000, True), (-4_999, True)])
+def test_before_its_exchange_id_is_known_an_order_explains_no_older_trade(
+    late_ms: int, ours: bool
+) -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    desk.done(entry, "FILLED", "1")
+    order = desk.state.orders[entry.about]
+    desk.state.orders[entry.about] = replace(order, exchange_id="")
+    desk.state.children.clear()
+    asked = queries(desk.wait(1_000), "trades")[0]
+    desk.reply(asked, Done([trade_row(desk, 9, 42, late_ms=late_ms - 1_000)]))
+    assert (desk.state.positions["BTCUSDT"].qty == 1) is ours
+
+
+def test_a_close_by_hand_told_by_its_trade_is_counted() -> None:
+    desk = Desk()
+    entry, _, _ = desk.open()
+    row = trade_row(desk, 99, 5, "SELL") | {"qty": entry.params["quantity"]}
+    query = orders.trades_request("BTCUSDT", 0)
+    done = desk.reply(query, Done([row]))
+    assert ops(done, "hset", KEYS.order(entry.about))[-1][2]["exit_reason"] == "by hand"
+
+
+def test_a_late_acknowledgement_does_not_revive_a_stop_that_ended() -> None:
+    desk = Desk()
+    _, stop, _ = desk.open()
+    desk.algo(stop, "CANCELED")
+    desk.accepted(stop)
+    assert desk.state.positions["BTCUSDT"].stop_state == "gone"
+    assert desk.state.touched["BTCUSDT"] == desk.boot_ms
+    assert sends(desk.wait(200), "stop")
+
+
+def test_a_stop_that_vanished_and_cannot_be_put_back_is_not_left_naked() -> None:
+    desk = Desk()
+    _, stop, _ = desk.open()
+    desk.algo(stop, "CANCELED")
+    again = sends(desk.wait(200), "stop")[0]
+    desk.reply(again, Refused(-1008, "overload"))
+    assert not sends(desk.wait(799), "exit")
+    assert len(sends(desk.wait(1), "exit")) == 1
+
+
+def test_a_resting_leg_that_ended_for_us_makes_room_for_the_next() -> None:
+    desk = Desk()
+    _, stop, _ = desk.open()
+    desk.algo(stop, "CANCELED")
+    again = sends(desk.wait(200), "stop")[0]
+    asked = queries(desk.reply(again, Refused(-4130, "exists")), "algos")[0]
+    row = {"clientAlgoId": stop.about, "algoStatus": "NEW", "orderType": "STOP_MARKET"}
+    done = desk.reply(asked, Done([row]))
+    assert [c.about for c in cancels(done)] == [stop.about]
+    assert [s.about for s in sends(desk.wait(250), "stop")] == [again.about]
+
+
+# --- stopping ---
+
+
+def test_settled_means_no_entry_in_the_air_and_every_position_behind_its_stop() -> None:
+    desk = Desk()
+    assert settled(desk.state)
+    entry = sends(desk.signal(), "entry")[0]
+    assert not settled(desk.state)
+    stop = sends(desk.fill(entry, entry.params["quantity"], "1000"), "stop")[0]
+    assert not settled(desk.state)
+    desk.accepted(stop)
+    assert settled(desk.state)
+    out = sends(desk.signal(id="against", side="sell", stop="1010", target="980"), "exit")[0]
+    assert not settled(desk.state)
+    desk.fill(out, entry.params["quantity"], "1000")
+    assert settled(desk.state)
+
+
+# --- what anybody may append ---
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("price", "1e12"),
+        ("price", "1e999999"),
+        ("price", "sNaN"),
+        ("stop", "1e-999999"),
+        ("target", "x" * 10_000),
+        ("exch_ns", "9" * 4_000),
+        ("exch_ns", "9" * 5_000),
+        ("exch_ns", "-1"),
+        ("expires_ms", "-inf"),
+        ("expires_ms", "nan"),
+        ("expires_ms", "1e15"),
+        ("confidence", "1e999"),
+        ("quality", "\ufffd"),
+    ],
+)
+def test_no_signal_is_bad_enough_to_end_the_process(name: str, text: str) -> None:
+    desk = Desk()
+    done = desk.signal(**{name: text})
+    assert len(ops(done, "xadd", KEYS.dead)[0][2]["why"]) <= 200
+    assert not sends(done)

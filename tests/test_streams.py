@@ -13,6 +13,7 @@ import redis
 import redis.asyncio
 
 import streams
+from risk.lease import is_weather
 from streams import Keys
 
 KEYS = Keys("sim")
@@ -142,6 +143,66 @@ def test_an_epoch_that_rolled_back_is_still_higher_than_the_last(redis_url: str)
         await r.flushall()
         await asyncio.sleep(0.02)
         assert await streams.lease_take(r, KEYS, "two", 50) > first
+
+    run(redis_url, body)
+
+
+def fill_up(url: str, full: bool) -> None:
+    """Take all memory from a server, or give it back."""
+    plain = redis.Redis.from_url(url)
+    plain.config_set("maxmemory", 1 if full else 0)
+    plain.close()
+
+
+def test_a_full_redis_gives_a_lease_and_takes_no_entry(redis_url: str) -> None:
+    ops = [("xadd", KEYS.orders, {"state": "intent"}), ("sadd", KEYS.orders_open, "a")]
+
+    async def body(r: redis.asyncio.Redis) -> None:
+        await r.set(KEYS.armed, "yes")
+        await streams.ensure_group(r, KEYS.signals, "main", "0")
+        entries = [await streams.publish_async(r, KEYS.signals, {"id": "s"}) for _ in range(2)]
+        await streams.read_group(r, [KEYS.signals], "main", "main")
+        fill_up(redis_url, True)
+        epoch = await streams.lease_take(r, KEYS, "me", 3000)
+        assert epoch > 0 and await streams.lease_renew(r, KEYS, "me", 3000)
+        ack = (KEYS.signals, "main", entries[0])
+        with pytest.raises(redis.exceptions.OutOfMemoryError) as told:
+            await streams.commit(r, KEYS, epoch=epoch, ops=ops, ack=ack, armed=True)
+        assert is_weather(told.value)
+        assert await r.xlen(KEYS.orders) == 0
+        assert (await r.xpending(KEYS.signals, "main"))["pending"] == 2
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            await streams.ensure_group(r, KEYS.signals, "main", "0")
+        refused = [("xadd", KEYS.decisions, {"outcome": "refused"})]
+        assert await streams.commit(r, KEYS, epoch=epoch, ops=refused, ack=ack) == "ok"
+        fill_up(redis_url, False)
+        ack = (KEYS.signals, "main", entries[1])
+        assert await streams.commit(r, KEYS, epoch=epoch, ops=ops, ack=ack, armed=True) == "ok"
+        assert (await r.xpending(KEYS.signals, "main"))["pending"] == 0
+
+    try:
+        run(redis_url, body)
+    finally:
+        fill_up(redis_url, False)
+
+
+def test_an_unwell_server_is_weather_and_a_wrong_script_is_not(redis_url: str) -> None:
+    errors = redis.exceptions
+    for kind in (errors.ReadOnlyError, errors.MasterDownError, errors.BusyLoadingError):
+        assert is_weather(kind("words"))
+    assert is_weather(errors.ResponseError("MISCONF cannot persist"))
+    assert is_weather(errors.ConnectionError("gone")) and is_weather(TimeoutError())
+    assert not is_weather(errors.ResponseError("ERR user_script:1: nil"))
+
+
+def test_bytes_that_are_no_text_are_read_with_a_mark(redis_url: str) -> None:
+    async def body(r: redis.asyncio.Redis) -> None:
+        await streams.ensure_group(r, KEYS.signals, "main", "0")
+        plain = redis.Redis.from_url(redis_url)
+        plain.xadd(KEYS.signals, {b"id": b"\xff\xfe", b"\xc3": b"1"})
+        plain.close()
+        ((_, _, fields),) = await streams.read_group(r, [KEYS.signals], "main", "main")
+        assert fields == {"id": "\ufffd\ufffd", "\ufffd": "1"}
 
     run(redis_url, body)
 

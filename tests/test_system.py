@@ -37,6 +37,14 @@ def up_summary(state_dir: Path, *options: str) -> dict[str, object]:
     return summary
 
 
+def compiled_kernels() -> dict[str, int]:
+    """Every compiled kernel on disk by its name and time of making."""
+    from maintenance import warm
+
+    folder = warm.numba_cache_dir(".aegis")
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*.nbc")}
+
+
 def check_books(summary: dict[str, object]) -> None:
     assert summary["lost_ticks"] == 0
     assert summary["candles_unequal"] == 0
@@ -73,8 +81,10 @@ def test_keep_resumes_and_a_new_start_is_a_new_world(tmp_path: Path) -> None:
     state = tmp_path / "state"
     small = ("--for", "8", "--symbols", "5", "--rate", "500")
     first = up_summary(state, *small)
+    kernels = compiled_kernels()
     kept = up_summary(state, *small, "--keep")
     fresh = up_summary(state, *small)
+    assert kernels and compiled_kernels() == kernels  # a second start compiles none
     assert kept["world"] == first["world"]
     assert fresh["world"] != first["world"]
 

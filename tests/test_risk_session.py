@@ -1,0 +1,218 @@
+"""The shell around the core: what it does while Redis is full, new or away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import redis.exceptions
+from risk_desk import KEYS, Desk, sends
+
+import process
+import streams
+from risk import session
+from risk.events import Commit, CommitFailed, Done, Trouble
+from risk.gate import Limits
+from risk.lease import Lease
+from risk.main import Risk
+from risk.session import Session
+
+
+def make_session(r: Any = None) -> Session:
+    cfg = SimpleNamespace(account="main", ws_url="ws://x", mode="sim", halt=False)
+    exchange = SimpleNamespace(throttled_until_ms=0.0)
+    risk: Any = SimpleNamespace(
+        cfg=cfg, keys=KEYS, redis=r, lease=Lease("me", 3_000), exchange=exchange, run_id=""
+    )
+    risk.market_ms = lambda: 0.0
+    return Session(risk, 1, Limits())
+
+
+def writing(
+    monkeypatch: pytest.MonkeyPatch,
+    answers: list[BaseException | str],
+    work: Callable[[Session], Awaitable[None]],
+) -> list[tuple[str, bool]]:
+    """Run `work` beside the one writer; (operation, armed) of each try, in order."""
+    tries: list[tuple[str, bool]] = []
+
+    async def main() -> None:
+        held = make_session()
+
+        async def commit(*_: Any, ops: Any, armed: bool, **more: Any) -> str:
+            tries.append((ops[0][0], armed))
+            answer = answers.pop(0) if answers else "ok"
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(streams, "commit", commit)
+        monkeypatch.setattr(session, "RETRY_S", 0.001)
+        task = asyncio.create_task(held.write())
+        await work(held)
+        task.cancel()
+
+    asyncio.run(main())
+    return tries
+
+
+FULL = redis.exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'")
+
+
+def test_a_full_redis_is_asked_again_for_a_record_and_never_for_an_entry(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    desk = Desk()
+    desk.open()
+    out = sends(desk.signal(id="against", side="sell", stop="1010", target="980"), "exit")[0]
+    entry, record = Commit((("entry",),), armed=True), Commit((("record",),))
+    leave = Commit((("leave",),), then=(out,))
+
+    async def work(held: Session) -> None:
+        for made in (record, entry, leave):
+            held.queue(made)
+        await asyncio.sleep(0.05)
+        failed = [e.commit for e in held.inbox if isinstance(e, CommitFailed)]
+        assert failed == [record, entry, leave, record]  # the exit does not wait for Redis
+        assert [type(e) for e in held.inbox][-1] is Trouble
+        assert not held.outbox and not held.writing
+
+    tries = writing(monkeypatch, [FULL, FULL], work)
+    assert tries == [("record", False)] * 3 + [("leave", False)]
+
+
+def test_while_redis_fails_an_entry_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(held: Session) -> None:
+        held.failing = True
+        held.queue(Commit((("entry",),), armed=True))
+        assert [type(e) for e in held.inbox] == [CommitFailed] and not held.outbox
+
+    assert writing(monkeypatch, [], work) == []
+
+
+def test_a_wrong_script_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(held: Session) -> None:
+        held.queue(Commit((("record",),)))
+        await asyncio.sleep(0.02)
+        assert not held.outbox
+
+    wrong = redis.exceptions.ResponseError("ERR user_script:1: nil")
+    assert writing(monkeypatch, [wrong], work) == [("record", False)]
+
+
+def test_a_stopping_session_waits_for_its_writes_and_stops() -> None:
+    async def work() -> None:
+        held = make_session()
+        assert held.idle
+        held.writing = True
+        assert not held.idle
+        held.writing = False
+        desk = Desk()
+        entry = sends(desk.signal(), "entry")[0]
+        held.state = desk.state
+        assert not held.idle
+        desk.accepted(sends(desk.fill(entry, "1", "1000"), "stop")[0])
+        desk.done(entry, "FILLED", "1")
+        assert held.idle
+
+    asyncio.run(work())
+
+
+def test_opening_on_a_full_redis_is_not_armed_and_goes_on(redis_url: str) -> None:
+    async def work() -> None:
+        r = streams.connect_async(redis_url)
+        held = make_session(r)
+        await r.config_set("maxmemory", 1)
+        try:
+            await held.ensure_groups()
+            await held.arm()
+            assert not held.state.armed
+            await r.config_set("maxmemory", 0)
+            await held.look_at_redis()
+            assert held.state.armed
+        finally:
+            await r.config_set("maxmemory", 0)
+            await r.aclose()
+
+    asyncio.run(work())
+
+
+class Server:
+    """A Redis that tells who it is and for how long."""
+
+    def __init__(self) -> None:
+        self.run_id, self.up_s = "a", 1_000
+
+    async def info(self, section: str) -> dict[str, Any]:
+        return {"run_id": self.run_id, "uptime_in_seconds": self.up_s}
+
+
+@pytest.mark.parametrize(
+    ("up_s", "then", "wait_ms"),
+    [(1_000, "a", 0), (3, "a", 0), (1, "a", 2_000), (0, "a", 3_000), (1_000, "b", 3_000)],
+)
+def test_a_redis_that_may_have_forgotten_a_lease_is_given_one_ttl(
+    monkeypatch: pytest.MonkeyPatch, up_s: int, then: str, wait_ms: float
+) -> None:
+    server: Any = Server()
+    risk: Any = SimpleNamespace(
+        redis=server, cfg=SimpleNamespace(lease_ttl_ms=3_000), run_id="", take_after_ms=0.0
+    )
+    monkeypatch.setattr("risk.main.boot_ms", lambda: 50_000.0)
+
+    async def work() -> None:
+        server.up_s = up_s
+        await Risk.look_at_server(risk)
+        server.run_id = then
+        await Risk.look_at_server(risk)
+        after_ms = risk.take_after_ms
+        await Risk.look_at_server(risk)  # the same one again: no further pause
+        assert risk.take_after_ms == after_ms
+
+    asyncio.run(work())
+    assert risk.take_after_ms == 50_000.0 + wait_ms
+
+
+def test_the_heart_beats_while_we_wait_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    beats: list[int] = []
+    monkeypatch.setattr(process, "beat", lambda: beats.append(1))
+    monkeypatch.setattr("risk.main.BEAT_S", 0.01)
+
+    async def work() -> None:
+        async with Risk.beating(SimpleNamespace()):  # type: ignore[arg-type]
+            await asyncio.sleep(0.05)
+        told = len(beats)
+        assert told >= 3
+        await asyncio.sleep(0.03)
+        assert len(beats) == told
+
+    asyncio.run(work())
+
+
+def test_a_full_redis_that_knows_us_lets_us_start_and_an_empty_one_does_not(
+    redis_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def fetch(*_: str) -> Done:
+        return Done({"dualSidePosition": False})
+
+    async def world() -> str:
+        return "w1"
+
+    risk: Any = SimpleNamespace(cfg=SimpleNamespace(redis_url=redis_url), keys=KEYS, world=world)
+    risk.exchange = SimpleNamespace(fetch=fetch)
+    r = streams.connect(redis_url)
+    try:
+        r.config_set("maxmemory", 1)
+        with pytest.raises(SystemExit):
+            asyncio.run(Risk.check_account(risk))
+        assert "Redis is full" in capsys.readouterr().err
+        r.config_set("maxmemory", 0)
+        streams.ensure_identity(r, KEYS, "w1", 1)
+        r.config_set("maxmemory", 1)
+        asyncio.run(Risk.check_account(risk))
+    finally:
+        r.config_set("maxmemory", 0)
+        r.close()
