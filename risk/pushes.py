@@ -40,7 +40,9 @@ def on_pushed(state: State, event: Pushed, now: Now, out: Effects) -> None:
 
 
 def on_order(state: State, o: Mapping[str, Any], now: Now, out: Effects) -> None:
-    """An order's step: first its state, then its execution."""
+    """An order's step. Its execution is written before its state: an entry that is over explains
+    no position to a successor, one that is open does.
+    """
     client_id, exchange_id = str(o["c"]), str(o["i"])
     order = state.orders.get(client_id)
     if order is None:
@@ -49,6 +51,7 @@ def on_order(state: State, o: Mapping[str, Any], now: Now, out: Effects) -> None
         order = _leg_by_shape(state, o)
     if order is not None:
         remember(state.children, exchange_id, order.id, ORDERS_KEPT_MAX)
+    ops: list[Op] = []
     if order is not None and not order.algo:
         executed = max(decimal(o.get("z")), order.executed)
         made = replace(order, executed=executed, exchange_id=exchange_id)
@@ -65,9 +68,9 @@ def on_order(state: State, o: Mapping[str, Any], now: Now, out: Effects) -> None
                         put_order(state, advance(leg, "canceled", int(o["T"]), "not needed"))
                         ops += journal.order_ops(state, state.orders[leg.id], now)
                 ops += journal.portfolio_ops(state, now)
-            record(state, out, ops, made.id)
     if o["x"] in EXECUTIONS and int(o.get("t") or 0) > 0:
         handle_fill(state, fill_from_push(o), now, out)
+    record(state, out, ops, client_id)
 
 
 def _reason(o: Mapping[str, Any]) -> str:

@@ -91,7 +91,7 @@ def difference(
     actions += _foreign(ours, set(foreign), ours_there, snapshot, prefix)
     for symbol, position in sorted(positions.items()):
         amount = ours_there.get(symbol, ZERO)
-        if amount != position.signed_qty:
+        if amount != position.signed_qty or position.qty == 0:  # 0: its trades were never told
             actions.append(Action("settle", symbol, amount=amount))
         if amount * position.sign > 0:
             actions += _protection(position, known, snapshot)

@@ -81,7 +81,7 @@ def act(state: State, action: Action, resting: Resting | None, now: Now, out: Ef
         adopt(state, action, resting, now, out)
     elif action.name == "settle" and position is not None:
         asked = trace(state, symbol, action.amount, now)
-        if asked is not None and position.signed_qty != action.amount:
+        if asked is not None and (position.signed_qty != action.amount or position.qty == 0):
             out.add(asked)
     elif action.name in ("stop", "target") and position is not None:
         restore(state, position, action.name, now, out)

@@ -95,11 +95,11 @@ def take_answer(
     if made == order:
         return
     state.touched[order.symbol] = now.boot_ms
-    _ended(state, made, now, out)
     if executed > 0 and order.leg == orders.ENTRY_LEG and fresh:
         ms = int(decimal(body.get("updateTime"), Decimal(int(now.market_ms))))
-        if order.symbol not in state.positions:
-            open_position(state, made, ms, now, out)
+        if order.symbol not in state.positions:  # written first: an entry that is over explains
+            open_position(state, made, ms, now, out)  # no position to a successor
+    _ended(state, made, now, out)
     if fresh:
         arm_deadline(state, out, "fills", order.id, now.boot_ms + FILLS_LATE_MS)
 
@@ -405,7 +405,7 @@ def _on_position(state: State, event: Replied, now: Now, out: Effects) -> None:
 def settle(state: State, symbol: str, amount: Decimal, now: Now, out: Effects) -> None:
     """All known trades are counted; what still differs is the exchange's to say."""
     position = state.positions.get(symbol)
-    if position is None or position.signed_qty == amount:
+    if position is None or (position.signed_qty == amount and position.qty > 0):
         return
     out.add(
         Note("ERROR", f"corrected symbol={symbol} ours={position.signed_qty} exchange={amount}")

@@ -141,6 +141,33 @@ def test_a_fill_told_first_by_the_reply_is_protected_before_its_trades_are_known
     assert desk.state.positions["BTCUSDT"].qty == Decimal(entry.params["quantity"])
 
 
+@pytest.mark.parametrize("told_by", ["reply", "stream"])
+def test_a_kill_between_two_writes_never_loses_sight_of_a_position(told_by: str) -> None:
+    """The position (and a fill that is told) is written before its entry is: written as over."""
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    quantity = entry.params["quantity"]
+    if told_by == "reply":
+        done = desk.done(entry, "FILLED", quantity)
+    else:
+        done = desk.fill(entry, quantity, "1000")
+    keys, entry_id = desk.state.keys, entry.about
+    commits = [effect.ops for effect in done if isinstance(effect, Commit)]
+
+    def first(key: str, **wanted: str) -> int:
+        return next(
+            number
+            for number, written in enumerate(commits)
+            for op in written
+            if op[1] == key and all(op[2].get(k) == v for k, v in wanted.items())
+        )
+
+    over = first(keys.order(entry_id), state="filled")
+    assert first(keys.position("BTCUSDT")) < over
+    if told_by == "stream":
+        assert first(keys.fills) < over
+
+
 def test_trades_that_the_user_stream_does_not_bring_are_asked_for() -> None:
     desk = Desk()
     entry = sends(desk.signal(), "entry")[0]

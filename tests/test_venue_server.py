@@ -438,7 +438,6 @@ def test_a_bad_start_is_one_sentence_and_exit_1(venue: Running, tmp_path: Path) 
     for options in (
         ("--port", port, "--symbols", "2", *state),  # taken: and nothing was written
         ("--port", "0", "--tape", str(no_tape), *state),
-        ("--port", "0", "--resume", "--state", str(tmp_path / "none")),
     ):
         code, text = failing(*options)
         assert code == 1 and len(text.strip().splitlines()) == 1, text

@@ -131,6 +131,10 @@ class Store:
             yield
         finally:
             os.close(fd)
+            if not self.holds_world():  # nothing was born: leave nothing behind
+                (self.folder / LOCK_FILE).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # somebody else's files lie there
+                    self.folder.rmdir()
 
     def holds_world(self) -> bool:
         return (self.folder / "world.json").exists()
