@@ -212,6 +212,15 @@ def test_agreement_needs_no_action() -> None:
     assert difference({}, {}, (), snapshot(), PREFIX) == ()
 
 
+@pytest.mark.parametrize(("qty", "settled"), [("0", True), ("1", False)])
+def test_a_position_whose_trades_were_never_told_is_settled(qty: str, settled: bool) -> None:
+    """Flat here and flat there is no agreement while nobody knows what was traded."""
+    position = Position(symbol="BTCUSDT", side="buy", signal="s1", qty=Decimal(qty))
+    there = {"BTCUSDT": (Decimal(qty), Decimal("1000"))} if settled is False else {}
+    actions = difference({"BTCUSDT": position}, {}, (), snapshot(there), "ag")
+    assert ("settle" in {action.name for action in actions}) == settled
+
+
 def test_a_foreign_stop_that_closes_all_counts_as_protection() -> None:
     position = Position("BTCUSDT", "buy", "s1", Decimal(1), stop=Decimal(90))
     by_hand = Resting("web_1", "BTCUSDT", "sell", "STOP_MARKET", Decimal(95), closes_all=True)
