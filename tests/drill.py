@@ -270,13 +270,16 @@ def main() -> int:
     parser.add_argument("--rate", default="2000")
     parser.add_argument("--symbols", default="40")
     parser.add_argument("--rest", type=float, default=2.0, help="seconds between blows")
-    parser.add_argument("--for", dest="seconds", type=int, default=420)
+    parser.add_argument("--for", dest="seconds", type=int, help="how long the system runs in all")
     args = parser.parse_args()
+    names = args.processes.split(",")
+    if args.seconds is None:  # a blow needs an entry to fall on; a worker needs its next job
+        args.seconds = 30 + args.times * sum(35 if name == "worker" else 8 for name in [*names, ""])
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "state"
         options = ["--for", str(args.seconds), "--symbols", args.symbols, "--rate", args.rate]
         with running(state, *options, "--summary") as system:
-            results = drill(system, args.times, args.processes.split(","), args.rest)
+            results = drill(system, args.times, names, args.rest)
             summary = summary_of(system.process, args.seconds + 120)
     for name in sorted({(r["process"], r["signal"]) for r in results}):
         took = [r["works_again_s"] for r in results if (r["process"], r["signal"]) == name]
