@@ -25,9 +25,7 @@ DATABASE_MAX: Final = 15  # of a Redis with default settings
 SIMULATED: Final = ("sim", "paper")  # real exchange keys never go there
 
 # Set by our own processes for one another, not by people.
-INTERNAL: Final = frozenset(
-    {KEYS_FD_ENV, "AEGIS_HEARTBEAT_FILE", "AEGIS_NO_VENV", "AEGIS_WORLD", "AEGIS_CRASH_AT"}
-)
+INTERNAL: Final = frozenset({KEYS_FD_ENV, "AEGIS_HEARTBEAT_FILE", "AEGIS_NO_VENV", "AEGIS_WORLD"})
 
 REST_URLS: Final = {"demo": "https://demo-fapi.binance.com", "live": "https://fapi.binance.com"}
 WS_URLS: Final = {"demo": "wss://fstream.binancefuture.com", "live": "wss://fstream.binance.com"}

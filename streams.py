@@ -35,7 +35,6 @@ assert BLOCK_MS_MAX < SOCKET_TIMEOUT_S * 1000
 
 Fields = Mapping[str, str]
 Op = tuple[Any, ...]
-Entry = tuple[str, dict[str, str]]
 
 
 # --- keys ------------------------------------------------------------------------------------
@@ -285,22 +284,6 @@ async def read_group(
         for stream, entries in answer or []
         for entry_id, fields in entries
     ]
-
-
-async def dead_letter(
-    r: redis.asyncio.Redis, keys: Keys, stream: str, group: str, entry: Entry, why: str
-) -> None:
-    """Set an entry aside with its reason and acknowledge it, in one transaction."""
-    entry_id, fields = entry
-    async with r.pipeline(transaction=True) as pipe:
-        pipe.xadd(
-            keys.dead,
-            {"stream": stream, "id": entry_id, "why": why, "fields": json.dumps(fields)},
-            maxlen=_ENTRIES_MAX["dead"],
-            approximate=True,
-        )
-        pipe.xack(stream, group, entry_id)
-        await pipe.execute()
 
 
 # --- scripts ---------------------------------------------------------------------------------

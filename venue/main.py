@@ -347,14 +347,6 @@ def born(options: argparse.Namespace, store: Store) -> Exchange:
     return world
 
 
-def warm() -> None:
-    """Compiles every kernel of the venue into the cache: for set-up and image builds."""
-    world = exchange.create(Setup("warm", 1, 1000.0, 1, 20.0, 0.0, ()))
-    Hub(world.specs, True).warm(world.rows)
-    for _ in exchange.advance(world, world.t0_ms + 1000.0, world.t0_ms):
-        pass
-
-
 def main(argv: list[str] | None = None) -> int:
     process.setup_logging("venue")
     try:
