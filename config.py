@@ -23,6 +23,7 @@ KEYS_FD_ENV: Final = "AEGIS_KEYS_FD"
 KEYS_BYTES_MAX: Final = 16_384
 DATABASE_MAX: Final = 15  # of a Redis with default settings
 SIMULATED: Final = ("sim", "paper")  # real exchange keys never go there
+LANES_MAX: Final = 16  # of a node; two processes each, so no host of ours has use for more
 
 # Set by our own processes for one another, not by people.
 INTERNAL: Final = frozenset({KEYS_FD_ENV, "AEGIS_HEARTBEAT_FILE", "AEGIS_NO_VENV", "AEGIS_WORLD"})
@@ -116,6 +117,19 @@ def _optional_float(low: float, high: float) -> Callable[[str], float | None]:
     return lambda raw: bounded(raw) if raw else None
 
 
+def _limits(raw: str) -> str:
+    if raw not in ("real", "off"):
+        _float(0.001, 1_000_000)(raw)
+    return raw
+
+
+def _latency(raw: str) -> str:
+    least, _, most = raw.partition("-")
+    if _float(0, 60_000)(least) > _float(0, 60_000)(most or least):
+        raise ValueError("the range must rise")
+    return raw
+
+
 def _url(*schemes: str) -> Callable[[str], str]:
     def parse(raw: str) -> str:
         if not raw:
@@ -172,9 +186,13 @@ SETTINGS: Final = (
     Setting("AEGIS_SYMBOLS_EXCLUDE", "", "names", _list, "never in the universe"),
     Setting("AEGIS_QUOTES", "USDT", "names", _list, "quote assets of the universe"),
     Setting("AEGIS_SYMBOLS_MAX", "512", "rows", _int(1, 4096), "rows of a ring's symbol table"),
+    Setting("AEGIS_LANES", "1", "lanes", _int(1, LANES_MAX),
+            "pairs of feed and brain, each with a ring, that share a node's symbols"),
     Setting("AEGIS_RING_SLOTS", "131072", "records", _ring_slots, "ring size, a power of two"),
     Setting("AEGIS_HEAL_TRADES_MAX", "5000", "trades", _int(0, 1_000_000),
             "a larger hole is declared lost and corrected from klines"),
+    Setting("AEGIS_REPLACE_S", "85800", "s", _float(1, 86_000),
+            "a connection of this age is replaced, with overlap; the exchange ends it at 86400"),
     # brain
     Setting("AEGIS_RULES", "", "dotted names", _list, "further rules, like mymodule.my_rule"),
     Setting("AEGIS_ENTRY_POLICY", "rule", "name", _choice("rule", "proven"),
@@ -224,8 +242,21 @@ SETTINGS: Final = (
     Setting("AEGIS_VENUE_EDGE", "0.25", "share", _float(0, 1),
             "edge of the generated market after structure breaks; 0: a driftless walk"),
     Setting("AEGIS_VENUE_TAPE", "", "files", _list, "captures to play instead of generating"),
+    Setting("AEGIS_VENUE_FEE_TIER", "0", "tier", _int(0, 9), "fee tier of the venue's account"),
+    Setting("AEGIS_VENUE_BNB", "0", "BNB", _float(0, 1e6),
+            "BNB that the venue's account begins with; above 0 it pays the fees"),
     Setting("AEGIS_VENUE_STRICT", "1", "0 or 1", _bool,
             "1: streams are served on their own route only, as the exchange does"),
+    Setting("AEGIS_VENUE_LIMITS", "real", "real, off or times", _limits,
+            "request limits of the venue: the exchange's, none, or a multiple"),
+    Setting("AEGIS_VENUE_LATENCY_MS", "0", "ms or range", _latency,
+            "real time that a request to the venue takes: 40, or 20-60 at random"),
+    Setting("AEGIS_VENUE_SOCKET_S", "86400", "s", _float(0.1, 10_000_000),
+            "the venue disconnects a socket of this age"),
+    Setting("AEGIS_UPSTREAM_URL", REST_URLS["live"], "address", _url("http", "https"),
+            "the exchange whose market paper trades on: its public REST"),
+    Setting("AEGIS_UPSTREAM_WS_URL", WS_URLS["live"], "address", _url("ws", "wss"),
+            "its market streams; routes follow"),
 )  # fmt: skip
 _BY_ENV: Final = {setting.env: setting for setting in SETTINGS}
 
@@ -246,8 +277,10 @@ class Config:
     symbols_exclude: tuple[str, ...]
     quotes: tuple[str, ...]
     symbols_max: int
+    lanes: int
     ring_slots: int
     heal_trades_max: int
+    replace_s: float
     rules: tuple[str, ...]
     entry_policy: str
     signal_age_ms: int
@@ -275,7 +308,14 @@ class Config:
     venue_speed: float | None
     venue_edge: float
     venue_tape: tuple[str, ...]
+    venue_fee_tier: int
+    venue_bnb: float
     venue_strict: bool
+    venue_limits: str
+    venue_latency_ms: str
+    venue_socket_s: float
+    upstream_url: str
+    upstream_ws_url: str
     api_key: str = field(repr=False)
     api_secret: str = field(repr=False)
 

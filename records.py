@@ -7,13 +7,15 @@
     TRADE       a price  b qty             id aggTrade id    flags: BUYER_MAKER, DEGRADED
     QUOTE       a bid  b bid qty  c ask  d ask qty           id update id
     MARK        a mark  b index  c funding rate  d next funding time (ms)
-    BAR         exch_ns open time, a-d OHLC, aux timeframe in minutes, flags: CLOSED, CORRECTION
+    BAR         exch_ns open time, a-d OHLC, aux timeframe in minutes
+                flags: CLOSED, CORRECTION, EXCHANGE
     BAR_VOLUME  the next slot, same head: a volume  b quote volume  c taker-buy volume  d trades
     SYMBOL      symbol id and name (UTF-8 over a-d) announced; its BARs follow
     DROP        the symbol's state is to be reset
     CLOCK       exch_ns market time; symbol NO_SYMBOL
     GAP         id first missing trade, a how many are declared lost; b, c from and to (market ms).
                 a = 0: from this id on something is missing, nothing is lost yet: degraded
+                flags REFUSED: the firewall refused these, nothing is missing
     HEALED      the symbol is whole again; id its last trade, 0 after a correction
 
 One record is one cache line. exch_ns is market time, recv_ns boot time, read once per receive
@@ -65,6 +67,8 @@ BUYER_MAKER: Final = 1  # TRADE: the buyer rested, so the aggressor sold
 DEGRADED: Final = 2  # TRADE: a real print far from a robust reference, or a symbol being healed
 CLOSED: Final = 1  # BAR: the bar is over
 CORRECTION: Final = 2  # BAR: replaces what was published for this open time
+EXCHANGE: Final = 4  # BAR: from a kline stream; to compare with, never history
+REFUSED: Final = 1  # GAP: these ids are used up by prints that the firewall refused
 
 NO_SYMBOL: Final = 0xFFFFFFFF
 NAME_BYTES_MAX: Final = 32  # a-d

@@ -4,6 +4,8 @@ A record is visible only after the head passes it. The writer never overwrites w
 has not released; a ring that stays full is the caller's to report, never to hide. Either side may
 die at any instruction: a half-written slot lies beyond the head and is written again, a released
 slot was consumed. The file outlives both and belongs to the node, which makes and removes it.
+Node, feed and brain each claim their role on the file for as long as they live, so that there are
+never two writers of one word; a generation tells the children of a node that another one took over.
 
 The file has four parts, each beginning on a page:
 
@@ -12,31 +14,27 @@ The file has four parts, each beginning on a page:
     statistics                    counters, histograms, per-symbol tables; one writer per page
     slots    RECORD[slots]        a power of two, so slot = sequence & (slots - 1)
 
-Head and tail own 128 bytes each (two cache lines: the adjacent-line prefetcher pulls pairs).
-Ordering is explicit: LLVM hoists plain loads out of a spin and drops plain stores, on x86 too, so
-every shared word goes through load_acquire and store_release. Sleeping is the one place where a
-full fence is needed: the reader says "I sleep" and looks again; the writer publishes and looks
-whether it must wake.
+Head and tail own 128 bytes each (two cache lines: the adjacent-line prefetcher pulls pairs). Who
+publishes and who waits goes by barrier.py, which orders what two processes see.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import mmap
 import os
-import platform
+import struct
 import time
+import weakref
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
-from numba.np.arrayobj import make_array
 
+import latency
 from records import RECORD
 
 RING_SLOTS: Final = 1 << 17  # 8 MiB: 1.3 s at 100,000 ticks a second
@@ -108,6 +106,10 @@ FEED_COUNTERS: Final[tuple[str, ...]] = (
     "oversize",
     "rest_errors",
     "rest_weight",
+    "unknown_keys",
+    "klines_dropped",
+    "rotations",
+    "uncorrected",
 )
 BRAIN_COUNTERS: Final[tuple[str, ...]] = (
     "records",
@@ -133,13 +135,28 @@ BRAIN_COUNTERS: Final[tuple[str, ...]] = (
     "refused",
     "dropped_decisions",
     "rule_faults",
+    "klines",
 )
 COUNTERS_MAX: Final = 128
 assert len(FEED_COUNTERS) <= COUNTERS_MAX and len(BRAIN_COUNTERS) <= COUNTERS_MAX
-HIST_ROWS, HIST_BUCKETS = 4, 64  # log2 of nanoseconds: bucket b holds [2^(b-1), 2^b)
-FEED_HISTS: Final = ("exchange_to_receive_market_ns", "buffer_ns")
-BRAIN_HISTS: Final = ("receive_to_brain_ns", "receive_to_signal_ns", "batch_records")
+HIST_ROWS: Final = 4
+FEED_HISTS: Final = ("buffer_ns",)  # in a buffer's pass
+BRAIN_HISTS: Final = (
+    "receive_to_brain_ns",  # the oldest record of a batch
+    "receive_to_signal_ns",  # from the record that closed the candle to the signal, made
+    "receive_to_redis_ns",  # ... and to the answer of Redis that it is written
+    "batch_records",
+)
 CHANNELS: Final = ("trade", "quote", "mark", "bar")  # columns of ages
+
+# Roles: the byte of the file that their holder locks.
+NODE, FEED, BRAIN = 0, 1, 2
+ROLE_NAMES: Final = ("node", "feed", "brain")
+_ROLE_PIDS: Final = (W_NODE_PID, FEED_PID, BRAIN_PID)
+CLAIM_S: Final = 3.0  # children die with their node at once; so long their deaths are waited for
+OWN_S: Final = 12.0  # a node that ends well drains for up to 10 s
+CLAIM_POLL_S: Final = 0.05
+_NO_LOCKS: Final = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 Words = npt.NDArray[np.int64]
 
@@ -158,12 +175,13 @@ def _parts(slots: int, symbols_max: int) -> dict[str, tuple[Any, tuple[int, ...]
         "words": (np.int64, (WORDS,)),
         "symbols": (ROW, (symbols_max,)),
         "feed_stats": (np.int64, (COUNTERS_MAX,)),
-        "feed_hist": (np.int64, (HIST_ROWS, HIST_BUCKETS)),
+        "feed_hist": (np.int64, (HIST_ROWS, latency.BUCKETS)),
         "last_ids": (np.int64, (symbols_max,)),
+        "lost": (np.int64, (symbols_max, 2)),
         "dropped": (np.int64, (symbols_max,)),
         "ages": (np.int64, (symbols_max, len(CHANNELS))),
         "brain_stats": (np.int64, (COUNTERS_MAX,)),
-        "brain_hist": (np.int64, (HIST_ROWS, HIST_BUCKETS)),
+        "brain_hist": (np.int64, (HIST_ROWS, latency.BUCKETS)),
         "slots": (RECORD, (slots,)),
     }
 
@@ -177,7 +195,8 @@ def file_size(slots: int, symbols_max: int) -> int:
 
 
 def _layout_hash() -> int:
-    text = f"{RECORD.descr}{ROW.descr}{FEED_COUNTERS}{BRAIN_COUNTERS}{_parts(2, 1)}"
+    names = f"{FEED_COUNTERS}{BRAIN_COUNTERS}{FEED_HISTS}{BRAIN_HISTS}"
+    text = f"{RECORD.descr}{ROW.descr}{names}{_parts(2, 1)}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
 
 
@@ -192,18 +211,22 @@ class Ring:
     words: Words
     symbols: npt.NDArray[Any]  # ROW[symbols_max], written by the node
     feed_stats: Words  # [COUNTERS_MAX], indices are positions in FEED_COUNTERS
-    feed_hist: Words  # [HIST_ROWS, HIST_BUCKETS]
+    feed_hist: Words  # [HIST_ROWS, latency.BUCKETS], rows as FEED_HISTS
     last_ids: Words  # [symbols_max] last published trade id, 0 = none; feed's memory over a restart
+    lost: Words  # [symbols_max, 2] market ms from, to of lost trades not yet corrected, 0 = none
     dropped: Words  # [symbols_max] sequence just after the symbol's DROP, 0 = none; written by feed
     ages: Words  # [symbols_max, len(CHANNELS)] boot-time ns of the last receipt
     brain_stats: Words
-    brain_hist: Words
+    brain_hist: Words  # [HIST_ROWS, latency.BUCKETS], rows as BRAIN_HISTS
     slots: npt.NDArray[Any]  # RECORD[slots]
 
-    def __init__(self, path: Path, mapped: mmap.mmap, slots: int, symbols_max: int) -> None:
+    def __init__(self, path: Path, fd: int, slots: int, symbols_max: int) -> None:
+        """Map the file behind `fd`, which is ours from here on: claims hang on it."""
         self.path = path
         self.mask = slots - 1
+        mapped = mmap.mmap(fd, file_size(slots, symbols_max))
         self._mapped: mmap.mmap | None = mapped
+        self._hold(fd)
         offset = 0
         for name, (dtype, shape) in _parts(slots, symbols_max).items():
             count = int(np.prod(shape))
@@ -217,8 +240,29 @@ class Ring:
             "brain": dict(zip(BRAIN_COUNTERS, self.brain_stats.tolist(), strict=False)),
         }
 
+    def _hold(self, fd: int) -> None:
+        self._fd = fd
+        self._let_go = weakref.finalize(self, os.close, fd)
+
+    def claim(self, role: int, wait_s: float = CLAIM_S) -> None:
+        """Be the one node, feed or brain of this file until `close` or our death, whatever kills.
+
+        Raises RingError, after `wait_s`, when another process holds the role. Where the system or
+        the file system has no locks that belong to a descriptor (Linux has), nothing is guarded.
+        """
+        end_s = time.monotonic() + wait_s
+        while not _lock(self._fd, role):
+            if time.monotonic() >= end_s:
+                raise RingError(_held(self.path, role, int(self.words[_ROLE_PIDS[role]])))
+            time.sleep(CLAIM_POLL_S)
+        self.words[_ROLE_PIDS[role]] = os.getpid()
+
     def close(self) -> None:
-        """Let go of the mapping; the file stays. Views handed out before keep it alive."""
+        """Let go of mapping and claims; the file stays. Views handed out keep the map alive."""
+        if self._let_go.alive:
+            for role in range(len(ROLE_NAMES)):
+                _lock(self._fd, role, fcntl.F_UNLCK)  # a map that outlives us shares the descriptor
+        self._let_go()
         for name in _parts(2, 1):
             setattr(self, name, None)
         mapped, self._mapped = self._mapped, None
@@ -229,11 +273,35 @@ class Ring:
                 return
 
 
+def _lock(fd: int, role: int, how: int = fcntl.F_WRLCK) -> bool:
+    """Lock a role's byte for this descriptor, or unlock it; False when another one has it."""
+    if not hasattr(fcntl, "F_OFD_SETLK"):
+        return True
+    # struct flock of 64-bit Linux: type, whence, start, length, pid (0 for these locks)
+    wanted = struct.pack("hh4xqqi4x", how, os.SEEK_SET, role, 1, 0)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, wanted)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
+
+
+def _held(path: Path, role: int, pid: int) -> str:
+    return (
+        f"Another {ROLE_NAMES[role]} (process {pid}) works on {path}: stop it, or give this node "
+        "a name of its own with AEGIS_NODE_ID."
+    )
+
+
 def create(path: str | os.PathLike[str], slots: int, symbols_max: int, world: str) -> Ring:
     """Make a ring file, replacing what lay at `path`; processes that map the old one keep it.
 
-    Space is reserved at once: a tmpfs that overflows later kills by SIGBUS. Raises ValueError for
-    a size that is no power of two, OSError when the space is not there.
+    Whoever makes a file is its node. Space is reserved at once: a tmpfs that overflows later kills
+    by SIGBUS. Raises ValueError for a size that is no power of two, OSError when the space is not
+    there.
     """
     if slots < 2 or slots & (slots - 1):
         raise ValueError(f"slots must be a power of two, not {slots}")
@@ -241,26 +309,25 @@ def create(path: str | os.PathLike[str], slots: int, symbols_max: int, world: st
         raise ValueError(f"symbols_max must lie in 1..2^20, not {symbols_max}")
     path = Path(path)
     size = file_size(slots, symbols_max)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
-    fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    fresh = path.with_name(f"{path.name}.new")  # one name: what a killed node left is used again
+    fresh.unlink(missing_ok=True)
+    fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(fd, 0, size)
         else:
             os.truncate(fd, size)
-        mapped = mmap.mmap(fd, size)
+        made = Ring(path, fd, slots, symbols_max)
     except BaseException:
+        os.close(fd)
         fresh.unlink(missing_ok=True)
         raise
-    finally:
-        os.close(fd)
-    made = Ring(path, mapped, slots, symbols_max)
+    made.claim(NODE, 0)
     made.words[W_LAYOUT] = _layout_hash()
     made.words[W_GENERATION] = time.time_ns()
     made.words[W_SLOTS] = slots
     made.words[W_SYMBOLS_MAX] = symbols_max
     made.words[W_WORLD] = world_word(world)
-    made.words[W_NODE_PID] = os.getpid()
     made.words[W_MAGIC] = MAGIC
     fresh.replace(path)
     return made
@@ -274,13 +341,18 @@ def attach(path: str | os.PathLike[str]) -> Ring:
     except OSError as error:
         raise RingError(f"no ring at {path}: {error.strerror}") from error
     try:
-        size = os.fstat(fd).st_size
-        if size < PAGE_BYTES:
-            raise RingError(f"{path} is too short for a ring")
-        mapped = mmap.mmap(fd, size)
-    finally:
+        return Ring(path, fd, *_shape_of(path, fd))
+    except BaseException:
         os.close(fd)
-    words = np.frombuffer(mapped, np.int64, WORDS)
+        raise
+
+
+def _shape_of(path: Path, fd: int) -> tuple[int, int]:
+    """(slots, symbols_max) of the ring file behind `fd`. Raises RingError."""
+    size = os.fstat(fd).st_size
+    if size < PAGE_BYTES:
+        raise RingError(f"{path} is too short for a ring")
+    words = np.frombuffer(os.pread(fd, PAGE_BYTES, 0), np.int64)
     magic, layout = int(words[W_MAGIC]), int(words[W_LAYOUT])
     slots, symbols_max = int(words[W_SLOTS]), int(words[W_SYMBOLS_MAX])
     if magic != MAGIC:
@@ -289,7 +361,7 @@ def attach(path: str | os.PathLike[str]) -> Ring:
         raise RingError(f"{path} was made by another version")
     if slots < 2 or slots & (slots - 1) or size != file_size(slots, symbols_max):
         raise RingError(f"{path} is damaged: its size does not fit its header")
-    return Ring(path, mapped, slots, symbols_max)
+    return slots, symbols_max
 
 
 def adopt_or_create(
@@ -313,155 +385,34 @@ def adopt_or_create(
     return found, True
 
 
-# --- atomics ---------------------------------------------------------------------------------
+def own(
+    path: str | os.PathLike[str], slots: int, symbols_max: int, world: str, wait_s: float = OWN_S
+) -> tuple[Ring, bool]:
+    """As adopt_or_create, by the only node of this path: waits until another one has ended.
 
-_I64 = ir.IntType(64)
-_SPINS_ARE_X86 = platform.machine() in ("x86_64", "AMD64")
-_SYS_FUTEX: Final = 202 if _SPINS_ARE_X86 else 98  # Linux: x86-64, arm64
-_HAS_FUTEX: Final = platform.system() == "Linux" and platform.machine() in (
-    "x86_64",
-    "AMD64",
-    "aarch64",
-)
-_FUTEX_WAIT, _FUTEX_WAKE = 0, 1  # without FUTEX_PRIVATE: the word is shared between processes
-SLEEP_NS_MAX: Final = 50_000_000  # then back to Python, where signals are handled
-_syscall = types.ExternalFunction(
-    "syscall",
-    types.int64(*[types.int64] * 7),
-)
-
-
-def _word_pointer(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    array_type = signature.args[0]
-    array = make_array(array_type)(context, builder, args[0])
-    return cgutils.get_item_pointer(context, builder, array_type, array, [args[1]])
-
-
-@intrinsic
-def load_acquire(typingctx: Any, words: Any, index: Any) -> Any:
-    """load_acquire(words, index) -> int64: nothing after it is read before it."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _word_pointer(context, builder, signature, args)
-        return builder.load_atomic(pointer, "acquire", 8, typ=_I64)
-
-    return types.int64(words, types.intp), codegen
-
-
-@intrinsic
-def store_release(typingctx: Any, words: Any, index: Any, value: Any) -> Any:
-    """store_release(words, index, value): nothing before it becomes visible after it."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _word_pointer(context, builder, signature, args)
-        builder.store_atomic(args[2], pointer, "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(words, types.intp, types.int64), codegen
-
-
-@intrinsic
-def fence(typingctx: Any) -> Any:
-    """fence(): sequentially consistent; for the sleep protocol only."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return types.void(), codegen
-
-
-@intrinsic
-def pause(typingctx: Any) -> Any:
-    """pause(): tell the core that this is a spin. An LLVM intrinsic: inline asm aborts here."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if _SPINS_ARE_X86:
-            kind = ir.FunctionType(ir.VoidType(), [])
-            call = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause")
-            builder.call(call, [])
-        elif platform.machine() in ("aarch64", "arm64"):
-            kind = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])
-            call = cgutils.get_or_insert_function(builder.module, kind, "llvm.aarch64.hint")
-            builder.call(call, [ir.Constant(ir.IntType(32), 1)])
-        return context.get_dummy_value()
-
-    return types.void(), codegen
-
-
-@njit(inline="always")
-def log2_bucket(value: int) -> int:
-    """Histogram bucket of a non-negative number: 0 for 0, b for [2^(b-1), 2^b), 63 at most."""
-    bucket = 0
-    while value > 0 and bucket < HIST_BUCKETS - 1:
-        value >>= 1
-        bucket += 1
-    return bucket
-
-
-@njit(inline="always")
-def room(words: Words, cursor: Words, slots: int) -> int:
-    """Writer: free slots. cursor = (next sequence to write, tail as last seen).
-
-    The tail is read again only when the cached one leaves no room: half the coherence traffic.
+    Raises RingError when it does not end within `wait_s`.
     """
-    free = slots - (cursor[0] - cursor[1])
-    if free <= 0:
-        cursor[1] = load_acquire(words, TAIL)
-        free = slots - (cursor[0] - cursor[1])
-    return free
+    path, end_s = Path(path), time.monotonic() + wait_s
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if _lock(fd, NODE) and _names(path, fd):  # else it was removed while we waited
+                made, adopted = adopt_or_create(path, slots, symbols_max, world)
+                if adopted:  # the same file: never let go of its lock
+                    made._let_go()
+                    made._hold(os.dup(fd))
+                return made, adopted
+            if time.monotonic() >= end_s:
+                header = os.pread(fd, WORDS * 8, 0).ljust(WORDS * 8, b"\0")
+                raise RingError(_held(path, NODE, int(np.frombuffer(header, np.int64)[W_NODE_PID])))
+        finally:
+            os.close(fd)
+        time.sleep(CLAIM_POLL_S)
 
 
-@njit(nogil=True, cache=True)
-def publish(words: Words, cursor: Words) -> None:
-    """Writer: make every slot before cursor[0] visible, and wake the reader if it sleeps."""
-    store_release(words, HEAD, cursor[0])
-    if _HAS_FUTEX:
-        fence()
-        if load_acquire(words, SLEEP) == 1:
-            store_release(words, SLEEP, 0)
-            _syscall(_SYS_FUTEX, words.ctypes.data + 8 * SLEEP, _FUTEX_WAKE, 1, 0, 0, 0)
-
-
-@njit(nogil=True, cache=True)
-def wait_records(words: Words, tail: int, spins: int, timeout_ns: int) -> int:
-    """Reader: the head, once it passed `tail` or the wait is over (then head == tail).
-
-    Spins `spins` times, the second half with pauses, then sleeps on a futex for at most
-    `timeout_ns`, 50 ms at most. Call it again: between calls Python handles signals.
-    """
-    head = load_acquire(words, HEAD)
-    for spin in range(spins):
-        if head > tail:
-            return head
-        if spin * 2 > spins:
-            pause()
-        head = load_acquire(words, HEAD)
-    if head > tail or timeout_ns <= 0 or not _HAS_FUTEX:
-        return head
-    store_release(words, SLEEP, 1)
-    fence()
-    head = load_acquire(words, HEAD)
-    if head <= tail:
-        words[SLEEP_FOR] = 0
-        words[SLEEP_FOR + 1] = min(timeout_ns, SLEEP_NS_MAX)
-        _syscall(
-            _SYS_FUTEX,
-            words.ctypes.data + 8 * SLEEP,
-            _FUTEX_WAIT,
-            1,
-            words.ctypes.data + 8 * SLEEP_FOR,
-            0,
-            0,
-        )
-        head = load_acquire(words, HEAD)
-    store_release(words, SLEEP, 0)
-    return head
-
-
-def warm() -> None:
-    """Compile or load this file's kernels for a mapped ring's types."""
-    words = np.zeros(WORDS, np.int64)
-    cursor = np.zeros(2, np.int64)
-    publish(words, cursor)
-    wait_records(words, 0, 1, 0)
+def _names(path: Path, fd: int) -> bool:
+    """Whether `path` still names the file behind `fd`."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False

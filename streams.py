@@ -12,6 +12,7 @@ Market keys live under aegis:<mode>:, account keys under aegis:<mode>:<account>:
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import ssl
@@ -391,6 +392,7 @@ redis.call("HSET", KEYS[1], unpack(ARGV, 2))
 return 1
 """
 
+Command = tuple[Any, ...]  # as Redis takes it
 Verdict = Literal["ok", "stale", "disarmed", "duplicate"]
 
 
@@ -470,8 +472,12 @@ async def commit(
     return await _eval_async(r, _COMMIT, names, argv)  # type: ignore[no-any-return]
 
 
+@functools.cache
 def _sha(script: str) -> str:
     return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()  # Redis's choice
+
+
+_SCRIPTS: Final = {_sha(script): script for script in (_PUT_SIGNAL, _PUT_OUTCOME)}
 
 
 async def _eval_async(
@@ -506,21 +512,47 @@ async def lease_drop(r: redis.asyncio.Redis, keys: Keys, holder: str) -> bool:
     return bool(await _eval_async(r, _LEASE_DROP, [keys.lease], [holder]))
 
 
-def put_signal(
-    r: redis.Redis, keys: Keys, signal: Fields, pending_json: str, score_ms: int
-) -> str | None:
-    """Publish a signal and its open state together; None when this id was published before."""
-    argv = [signal["id"], score_ms, SEEN_MAX, _ENTRIES_MAX["signals"], pending_json]
-    made = _eval(
-        r, _PUT_SIGNAL, [keys.signals, keys.pending, keys.signal_ids], argv + _flat(signal)
-    )
-    return str(made) if made else None
+def entry_command(key: str, fields: Fields) -> Command:
+    """Append one entry, as `publish` does. Answers its id."""
+    return ("XADD", key, "MAXLEN", "~", _ENTRIES_MAX[_stream_of(key)], "*", *_flat(fields))
 
 
-def put_outcome(r: redis.Redis, keys: Keys, signal_id: str, fields: Fields) -> bool:
-    """Publish a signal's outcome if it is still pending: each outcome exists once."""
-    argv = [signal_id, _ENTRIES_MAX["outcomes"], *_flat(fields)]
-    return bool(_eval(r, _PUT_OUTCOME, [keys.outcomes, keys.pending], argv))
+def pending_command(keys: Keys, signal_id: str, pending_json: str) -> Command:
+    """Remember a signal that is not published. Answers 0 when it was known."""
+    return ("HSETNX", keys.pending, signal_id, pending_json)
+
+
+def signal_command(keys: Keys, signal: Fields, pending_json: str, score_ms: int) -> Command:
+    """Publish a signal and its open state together. Answers nil when this id was published."""
+    return (
+        "EVALSHA", _sha(_PUT_SIGNAL), 3, keys.signals, keys.pending, keys.signal_ids,
+        signal["id"], score_ms, SEEN_MAX, _ENTRIES_MAX["signals"], pending_json, *_flat(signal),
+    )  # fmt: skip
+
+
+def outcome_command(keys: Keys, signal_id: str, fields: Fields) -> Command:
+    """Publish a signal's outcome if it is still pending. Answers 0 when it was not."""
+    return (
+        "EVALSHA", _sha(_PUT_OUTCOME), 2, keys.outcomes, keys.pending,
+        signal_id, _ENTRIES_MAX["outcomes"], *_flat(fields),
+    )  # fmt: skip
+
+
+def send_all(r: redis.Redis, commands: Sequence[Command]) -> list[Any]:
+    """Several writes in one round trip, in order, each by itself; one that Redis refuses answers
+    its RedisError. Raises RedisError when nobody knows which were done."""
+    pipe = r.pipeline(transaction=False)
+    for command in commands:
+        pipe.execute_command(*command)  # type: ignore[no-untyped-call]
+    answers: list[Any] = pipe.execute(raise_on_error=False)
+    for index, answer in enumerate(answers):
+        if isinstance(answer, redis.exceptions.NoScriptError):  # restart, flush
+            _, sha, *rest = commands[index]
+            try:
+                answers[index] = r.eval(_SCRIPTS[sha], *rest)
+            except redis.ResponseError as error:
+                answers[index] = error
+    return answers
 
 
 def job_take(

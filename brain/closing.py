@@ -30,6 +30,7 @@ N_LATE, N_CLOSES, N_ORPHANS, N_CORRECTIONS = (
     _AT[x] for x in ("late", "closes", "orphans", "corrections")
 )
 N_SKIPPED, N_OUTCOMES, N_TIMEOUTS = (_AT[x] for x in ("skipped", "outcomes", "timeouts"))
+N_KLINES = _AT["klines"]
 
 
 @step
@@ -60,7 +61,7 @@ def close_bar(
     ev[row].a, ev[row].b, ev[row].c = bar[0], bar[1], bar[2]
     ev[row].d, ev[row].e, ev[row].f = bar[3], bar[4], bar[5]
     if stop_masks[t] == EVERY_CLOSE or where[W_FLAGS] & stop_masks[t] != 0:
-        where[W_STOP] = 1
+        where[W_STOP] = ev[row].code = 1
     stats[N_CLOSES] += 1
     return n
 

@@ -1,24 +1,23 @@
 """From kernel events to what is to be published: rules are asked, signals opened, outcomes written.
 
-`on_events` takes the rows of one kernel call and gives effects in order; it touches the follow
-table of the state and nothing outside. `rearm` takes the `pending` hash back after a restart: a
-signal that the table still follows goes on untouched, another is first judged on the closed candles
-of the time in between, stop first, and then followed again.
+`on_events` takes the rows of one kernel call and yields effects in order, each as soon as it is
+known; it touches the follow table of the state and nothing outside. `rearm` takes the `pending`
+hash back after a restart: a signal that the table still follows goes on untouched, another is first
+judged on the closed candles of the time in between, stop first, and then followed again.
 """
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
-from brain.closing import EVERY_CLOSE
-from brain.events import CLOSE_EVENT, GONE, OUTCOME, RESULTS, RESYNC, WHOLE
+from brain.events import CLOSE_EVENT, GONE, OUTCOME, RESULTS, RESYNC, WHOLE, Row
 from brain.features import features
 from brain.follow import arm
 from brain.rules import Candidate, Rule, ask, stop_masks
@@ -37,6 +36,7 @@ from records import TIMEFRAME_NAMES, TIMEFRAMES_MIN
 
 REMEMBERED: Final = 1_024  # keys that ended here, and outcomes whose signal is not known yet
 MINUTE_MS: Final = 60_000
+FEW: Final = 64  # events that are sooner looked at one by one than sorted out
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +127,11 @@ class Desk:
     faults: int = 0
 
 
+def dumps(value: Any) -> str:
+    """JSON on one line; a signal waits for it, so not by the standard library."""
+    return orjson.dumps(value).decode()
+
+
 def new_desk(state: State, rules: list[Rule], terms: Terms, taker_fee: float) -> Desk:
     """A desk over a state that may already know symbols."""
     desk = Desk(state, rules, terms, taker_fee)
@@ -136,27 +141,24 @@ def new_desk(state: State, rules: list[Rule], terms: Terms, taker_fee: float) ->
     return desk
 
 
-def on_events(desk: Desk, events: npt.NDArray[Any], boot_ns: int) -> list[Effect]:
-    """What the rows of one kernel call lead to, in their order."""
-    closes = events["kind"] == CLOSE_EVENT
-    masks = desk.masks[events["timeframe"]]
-    asked = closes & ((masks == EVERY_CLOSE) | (events["flags"] & masks != 0))
-    effects: list[Effect] = []
-    for index in np.flatnonzero(asked | (events["kind"] >= OUTCOME)):
-        row = events[index]
-        kind = int(row["kind"])
-        if kind == CLOSE_EVENT:
-            effects += _on_close(desk, row, boot_ns)
-        elif kind == OUTCOME:
-            effects += _on_outcome(desk, row)
-        elif kind == WHOLE:
-            desk.rows[desk.state.name(int(row["symbol"]))] = int(row["symbol"])
-            effects.append(AskPending())
-        elif kind == GONE:
-            _on_gone(desk, int(row["symbol"]))
-        elif kind == RESYNC:
-            effects.append(AskSnapshot(int(row["symbol"])))
-    return effects
+def on_events(desk: Desk, events: npt.NDArray[Any], boot_ns: Callable[[], int]) -> Iterator[Effect]:
+    """What the rows of one kernel call lead to, in their order; `boot_ns` stamps signals."""
+    if len(events) > FEW:
+        closes = (events["kind"] == CLOSE_EVENT) & (events["code"] != 0)
+        events = events[closes | (events["kind"] >= OUTCOME)]
+    for row in map(Row._make, events.tolist()):
+        if row.kind == CLOSE_EVENT:
+            if row.code:
+                yield from _on_close(desk, row, boot_ns)
+        elif row.kind == OUTCOME:
+            yield from _on_outcome(desk, row)
+        elif row.kind == WHOLE:
+            desk.rows[desk.state.name(row.symbol)] = row.symbol
+            yield AskPending()
+        elif row.kind == GONE:
+            _on_gone(desk, row.symbol)
+        elif row.kind == RESYNC:
+            yield AskSnapshot(row.symbol)
 
 
 def _free(desk: Desk, slot: tuple[str, str, str], key: int) -> None:
@@ -174,21 +176,20 @@ def _on_gone(desk: Desk, row: int) -> None:
         _free(desk, desk.open.pop(key).slot, key)
 
 
-def _on_close(desk: Desk, row: Any, boot_ns: int) -> list[Effect]:
-    timeframe, symbol_row = TIMEFRAME_NAMES[int(row["timeframe"])], int(row["symbol"])
-    flags, effects = int(row["flags"]), list[Effect]()
+def _on_close(desk: Desk, row: Row, boot_ns: Callable[[], int]) -> Iterator[Effect]:
+    timeframe, flags = TIMEFRAME_NAMES[row.timeframe], row.flags
     view = CandleView(
-        symbol=desk.state.name(symbol_row),
+        symbol=desk.state.name(row.symbol),
         timeframe=timeframe,
-        bar_ms=int(row["bar_ms"]),
-        known_ms=int(row["known_ns"]) // 1_000_000,
+        bar_ms=row.bar_ms,
+        known_ms=row.known_ns // 1_000_000,
         flags=flags,
         taker_fee=desk.taker_fee,
         arrays=desk.state.arrays,
-        row=symbol_row,
+        row=row.symbol,
     )
     if view.newest_bar_ms != view.bar_ms:
-        return effects  # several bars closed at once: only the newest is the present
+        return  # several bars closed at once: only the newest is the present
     for each in desk.rules:
         if not each.asked(timeframe, flags):
             continue
@@ -196,15 +197,14 @@ def _on_close(desk: Desk, row: Any, boot_ns: int) -> list[Effect]:
         if fault:
             desk.faults += 1
             desk.masks[:] = stop_masks(desk.rules)
-            effects.append(PutJournal(fault))
+            yield PutJournal(fault)
         if found is not None:
             desk.candidates += 1
-            effects += _on_candidate(desk, each, found, view, row, boot_ns)
-    return effects
+            yield from _on_candidate(desk, each, found, view, row, boot_ns)
 
 
-def _facts(desk: Desk, each: Rule, view: CandleView, row: Any) -> Facts:
-    sym, known_ns = desk.state.arrays.sym[view.row], int(row["known_ns"])
+def _facts(desk: Desk, each: Rule, view: CandleView, row: Row) -> Facts:
+    sym, known_ns = desk.state.arrays.sym[view.row], row.known_ns
     return Facts(
         symbol=view.symbol,
         rule=each.name,
@@ -213,7 +213,7 @@ def _facts(desk: Desk, each: Rule, view: CandleView, row: Any) -> Facts:
         timeframe_ms=TIMEFRAMES_MIN[INDEX[view.timeframe]] * MINUTE_MS,
         bar_ms=view.bar_ms,
         known_ns=known_ns,
-        recv_ns=int(row["recv_ns"]),
+        recv_ns=row.recv_ns,
         degraded=bool(sym[DEGRADED]),
         suspect=known_ns < int(sym[SUSPECT_UNTIL_NS]),
         candles=view.candles(),
@@ -224,11 +224,10 @@ def _facts(desk: Desk, each: Rule, view: CandleView, row: Any) -> Facts:
 
 
 def _on_candidate(
-    desk: Desk, each: Rule, found: Candidate, view: CandleView, row: Any, boot_ns: int
-) -> list[Effect]:
+    desk: Desk, each: Rule, found: Candidate, view: CandleView, row: Row, boot_ns: Callable[[], int]
+) -> Iterator[Effect]:
     facts = _facts(desk, each, view, row)
     signal, checks = judge(found, facts, desk.model, desk.terms)
-    effects: list[Effect] = []
     if signal is not None and signal.key in desk.closed:
         checks.append(Check("new", False, {"id": signal.id}))
         signal = None
@@ -239,7 +238,7 @@ def _on_candidate(
         desk.refused += 1
     if signal is not None:
         desk.signals += not signal.shadow
-        fields = {**signal.fields, "signal_ns": str(boot_ns)}
+        fields = {**signal.fields, "signal_ns": str(boot_ns())}
         each_open = Open(
             id=signal.id,
             symbol=view.symbol,
@@ -259,10 +258,9 @@ def _on_candidate(
         )
         desk.open[signal.key] = each_open
         desk.slots[each_open.slot] = signal.key
-        pending = json.dumps(asdict(each_open))
-        effects.append(PutSignal(signal.id, signal.shadow, signal.expires_ms, fields, pending))
-    effects.append(_decision(found, facts, signal, checks))
-    return effects
+        pending = dumps({name: getattr(each_open, name) for name in Open.__match_args__})
+        yield PutSignal(signal.id, signal.shadow, signal.expires_ms, fields, pending)
+    yield _decision(found, facts, signal, checks)
 
 
 def _arm(desk: Desk, signal: Signal, view: CandleView) -> bool:
@@ -294,7 +292,7 @@ def _decision(
             "refused_by": refused[0] if refused else "",
             "confidence": f"{signal.confidence:.6f}" if signal else "",
             "reason": found.reason,
-            "verdicts": json.dumps(rows),
+            "verdicts": dumps(rows),
             "ms": str(facts.known_ns // 1_000_000),
         }
     )
@@ -323,7 +321,7 @@ def _outcome(each: Open, result: dict[str, str]) -> PutOutcome:
         "net_r": f"{net_r:.6f}",
         "duration_ms": str(duration_ms),
         "shadow": str(int(each.shadow)),
-        "features": json.dumps(each.features),
+        "features": dumps(each.features),
     }
     return PutOutcome(each.id, fields)
 
@@ -334,11 +332,8 @@ def _remember(memory: OrderedDict[int, Any], key: int, value: Any) -> None:
         memory.popitem(last=False)
 
 
-def _on_outcome(desk: Desk, row: Any) -> list[Effect]:
-    key = int(row["key"])
-    result = _result(
-        RESULTS[int(row["code"])], float(row["a"]), float(row["b"]), int(row["known_ns"])
-    )
+def _on_outcome(desk: Desk, row: Row) -> list[Effect]:
+    key, result = row.key, _result(RESULTS[row.code], row.a, row.b, row.known_ns)
     each = desk.open.pop(key, None)
     if each is None:  # opened before a restart; `pending` will tell whose it is
         _remember(desk.strays, key, result)
@@ -353,7 +348,7 @@ def _on_outcome(desk: Desk, row: Any) -> list[Effect]:
 
 def parse_open(text: str) -> Open:
     """An entry of `pending`. Raises ValueError, TypeError or KeyError when it is none."""
-    raw = json.loads(text)
+    raw = orjson.loads(text)
     made = Open(**{name: raw[name] for name in Open.__match_args__})
     numbers = (made.entry, made.stop, made.target)
     if made.side not in (1, -1) or not min(numbers) > 0.0 or made.timeframe not in INDEX:

@@ -1,6 +1,7 @@
 """What leaves the kernel: fixed rows in a preallocated array.
 
-    CLOSE      a candle closed: a-f open high low close volume quote_volume; flags: structure
+    CLOSE      a candle closed: a-f open high low close volume quote_volume; flags: structure;
+               code 1: by the stop masks a rule is to be asked
     STRUCTURE  code and direction; a level (near edge), b far edge, c open time of its origin (ms)
     OUTCOME    code WIN, LOSS or TIMEOUT; key of the signal; a gross R, b exit price, c ms open
     GONE       the symbol was dropped; its open signals are no longer followed here
@@ -13,7 +14,7 @@ made it known, never the time of the bar that it speaks of. recv_ns is that reco
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,30 @@ EVENT: Final = np.dtype(
 )
 assert EVENT.itemsize == 104
 Events = npt.NDArray[Any]
+
+
+class Row(NamedTuple):
+    """An event in Python: its fields are plain numbers, many times cheaper to look at."""
+
+    known_ns: int
+    recv_ns: int
+    bar_ms: int
+    flags: int
+    key: int
+    a: float
+    b: float
+    c: float
+    d: float
+    e: float
+    f: float
+    symbol: int
+    timeframe: int
+    kind: int
+    code: int
+    direction: int
+
+
+assert Row._fields == EVENT.names
 
 CLOSE_EVENT, STRUCTURE, OUTCOME, GONE, WHOLE, RESYNC = range(1, 7)
 WIN, LOSS, TIMEOUT = 1, 2, 3

@@ -24,7 +24,7 @@ def features(view: CandleView, side: int) -> dict[str, float]:
     x, seen, close = view.indicators(), view.structure(), view.close()
     atr = x.atr if x.atr > 0.0 else math.nan
     angle = 2.0 * math.pi * (view.known_ms % (24 * HOUR_MS)) / (24 * HOUR_MS)
-    volume = view.bars().volume[-1] if view.candles() else math.nan
+    volume = view.volume()
     made = {
         "trend": view.trend() * side,
         "bias": float(seen.bias * side),

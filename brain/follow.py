@@ -15,6 +15,7 @@ from typing import Final
 
 import numpy as np
 
+from barrier import keep_order
 from brain.events import LOSS, OUTCOME, TIMEOUT, WIN, Events, emit
 from brain.jit import entry, step
 from brain.state import (
@@ -56,6 +57,13 @@ def refresh(a: Arrays, s: int) -> None:
 
 
 @entry
+def refresh_all(a: Arrays) -> None:
+    """After a death: whatever was armed or ended last, the tick path looks at all of it."""
+    for s in range(len(a.sym)):
+        refresh(a, s)
+
+
+@entry
 def arm(
     a: Arrays, s: int, t: int, key: int, known_ns: int, deadline_ms: int, bars_from_ms: int,
     side: int, entry: float, stop: float, target: float,
@@ -74,9 +82,11 @@ def arm(
         return -1
     row = a.follow[s, free]
     row[F_KNOWN_NS], row[F_DEADLINE_MS], row[F_SIDE] = known_ns, deadline_ms, side
-    row[F_TIMEFRAME], row[F_BARS_FROM_MS], row[F_KEY] = t, bars_from_ms, key
+    row[F_TIMEFRAME], row[F_BARS_FROM_MS] = t, bars_from_ms
     a.levels[s, free, L_ENTRY] = entry
     a.levels[s, free, L_STOP], a.levels[s, free, L_TARGET] = stop, target
+    keep_order()  # the key last: a death before it leaves a free place, not half a signal
+    row[F_KEY] = key
     refresh(a, s)
     return free
 

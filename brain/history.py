@@ -1,8 +1,9 @@
 """History kernels: a symbol's life in the ring, and bars that came from the exchange.
 
 SYMBOL begins a clean slate (of a known symbol the counters and open signals stay), BARs fill the
-history silently, a CORRECTION replaces a kept candle and has everything after it analysed anew, GAP
-counts what nobody will bring, DROP forgets.
+history silently, GAP counts what nobody will bring, DROP forgets. A CORRECTION replaces a kept
+candle, has everything after it analysed anew, and makes the forming candles that hold it anew of
+their parts: only so can a day that lost a trade be right before it is over.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from brain.closing import (
     N_BARS,
     N_CORRECTIONS,
     N_DUPLICATES,
+    N_KLINES,
     N_LOST,
     W_BAR_MS,
     W_EMIT,
@@ -31,25 +33,29 @@ from brain.jit import step
 from brain.smc import reset_structure
 from brain.state import (
     ACTIVE,
+    CLOSE,
     COUNT,
     DEGRADED,
     FOLLOWED,
     GAPS,
+    HIGH,
     HISTORY,
     HISTORY_MASK,
     LAST_ID,
     LATE,
     LEVEL_ABOVE,
     LOST,
+    LOW,
     NEWEST_ID,
     NEXT_END_MS,
     SKIPPED,
     TIMEFRAMES,
     TRADES,
+    VOLUME,
     Arrays,
     Ints,
 )
-from records import CLOSED, CORRECTION
+from records import CLOSED, CORRECTION, EXCHANGE, REFUSED
 
 
 @step
@@ -114,6 +120,45 @@ def _rebuild(a: Arrays, s: int, t: int, ev: Events, where: Ints) -> None:
 
 
 @step
+def _merge(f: Any, c: Any) -> None:
+    """A later candle into a forming one; one without trades adds nothing."""
+    if c[COUNT] == 0.0:
+        return
+    if f[COUNT] == 0.0:
+        for k in range(8):
+            f[k] = c[k]
+        return
+    f[HIGH], f[LOW], f[CLOSE] = max(f[HIGH], c[HIGH]), min(f[LOW], c[LOW]), c[CLOSE]
+    for k in range(VOLUME, 8):
+        f[k] += c[k]
+
+
+@step
+def _refold(a: Arrays, s: int, t: int, open_ms: int) -> None:
+    """The forming candle of timeframe t out of finer ones, if it holds the corrected `open_ms` and
+    all its parts are kept: the coarsest closed ones first, the forming 1m one last."""
+    begin_ms = a.forming_at[s, t]
+    if begin_ms < 0 or open_ms < begin_ms:
+        return
+    at_ms = begin_ms
+    for k in range(t - 1, -1, -1):
+        if at_ms < a.forming_at[s, k]:
+            if closed_slot(a, s, k, at_ms) < 0:
+                return
+            at_ms = a.forming_at[s, k]
+    start_forming(a, s, t, begin_ms)
+    at_ms = begin_ms
+    for k in range(t - 1, -1, -1):
+        for _ in range(HISTORY):
+            if at_ms >= a.forming_at[s, k]:
+                break
+            _merge(a.forming[s, t], a.closed[s, k, closed_slot(a, s, k, at_ms)])
+            at_ms += STEP_MS[k]
+    if a.forming_at[s, 0] == at_ms:  # else it is in a coarser candle already
+        _merge(a.forming[s, t], a.forming[s, 0])
+
+
+@step
 def _closed_bar(
     a: Arrays, s: int, t: int, r: Any, v: Any, ev: Events, where: Ints, stats: Ints
 ) -> None:
@@ -157,6 +202,9 @@ def take_bar(
             t = k
     if t < 0:
         return n, True
+    if r.flags & EXCHANGE:
+        stats[N_KLINES] += 1
+        return n, True
     if n + 2 * FOLLOWED > len(ev):
         return n, False
     stats[N_BARS] += 1
@@ -164,6 +212,9 @@ def take_bar(
     a.sym[s, NEXT_END_MS] = 0
     if r.flags & CLOSED:
         _closed_bar(a, s, t, r, v, ev, where, stats)
+        if r.flags & CORRECTION:
+            for coarser in range(t + 1, TIMEFRAMES):
+                _refold(a, s, coarser, open_ms)
         if t == 0:
             first = n
             n = follow_bar(a, s, open_ms, STEP_MS[t], r.a, r.b, r.c, r.recv_ns, ev, n)
@@ -178,8 +229,15 @@ def take_bar(
 
 @step
 def take_gap(a: Arrays, s: int, r: Any, stats: Ints) -> None:
-    """Trades that nobody will bring: counted once, the symbol is not whole until HEALED."""
+    """Trades that nobody will bring: counted once, the symbol is not whole until HEALED.
+
+    Ids of refused prints are no loss: the symbol goes on behind them.
+    """
     end = r.id + np.int64(r.a) - 1
+    if r.flags & REFUSED:
+        a.sym[s, LAST_ID] = max(a.sym[s, LAST_ID], end)
+        a.sym[s, NEWEST_ID] = max(a.sym[s, NEWEST_ID], end)
+        return
     lost = end - max(a.sym[s, LAST_ID], r.id - 1)
     if lost > 0:
         a.sym[s, LOST] += lost

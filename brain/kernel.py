@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from barrier import keep_order, load_acquire, store_release
 from brain.candles import (
     CLOSE_DELAY_MS,
     STEP_MS,
@@ -51,7 +52,7 @@ from brain.events import (
     Events,
     emit,
 )
-from brain.follow import arm, disarm_all, follow_time, follow_trade
+from brain.follow import arm, disarm_all, follow_time, follow_trade, refresh_all
 from brain.history import announce, forget, take_bar, take_gap
 from brain.jit import entry, step
 from brain.state import (
@@ -60,6 +61,7 @@ from brain.state import (
     ASK_QTY,
     BID,
     BID_QTY,
+    BROKEN,
     C_CLOCK_NS,
     C_SEQ,
     DEGRADED,
@@ -108,15 +110,7 @@ from records import (
     TRADE,
 )
 from records import DEGRADED as PRINT_DEGRADED
-from ring import (
-    COUNTERS_MAX,
-    HEAD,
-    TAIL,
-    WORDS,
-    WRITING,
-    load_acquire,
-    store_release,
-)
+from ring import COUNTERS_MAX, HEAD, TAIL, WORDS, WRITING
 
 RECORDS_MAX: Final = 8_192  # per call: signals are handled between calls
 SUSPECT_NS: Final = 2_000_000_000  # no signal for so long after a print far from the reference
@@ -130,6 +124,7 @@ def _count_trade(
     last, newest = a.sym[s, LAST_ID], a.sym[s, NEWEST_ID]
     if last > 0 and trade_id > last + 1:
         a.sym[s, GAPS] += 1
+        a.sym[s, BROKEN] = 1  # the event below may die with us
         stats[N_GAPS] += 1
         n = emit(ev, n, RESYNC, 0, 0, s, 0, 0, where[W_KNOWN_NS], where[W_RECV_NS])
     elif last == 0 and newest > 0 and trade_id > newest + 1:
@@ -222,6 +217,7 @@ def _clock(
         if now_ms < a.forming_at[s, 0] + STEP_MS[0] + CLOSE_DELAY_MS:
             continue
         store_release(words, WRITING, s + 1)
+        keep_order()
         for t in range(TIMEFRAMES):
             open_ms = (now_ms - CLOSE_DELAY_MS) // STEP_MS[t] * STEP_MS[t]
             if a.forming_at[s, t] < 0 or open_ms <= a.forming_at[s, t]:
@@ -237,8 +233,8 @@ def _clock(
 
 @step
 def _quote(sym: Ints, px: Floats, s: int, r: Any, stats: Ints) -> None:
-    """The newest best bid and ask, by update id."""
-    if r.id <= sym[s, QUOTE_ID]:
+    """The newest best bid and ask, by update id; an exchange that counts anew is told by time."""
+    if r.id <= sym[s, QUOTE_ID] and r.exch_ns <= sym[s, QUOTE_NS]:
         stats[N_DUPLICATES] += 1
         return
     px[s, BID], px[s, BID_QTY], px[s, ASK], px[s, ASK_QTY] = r.a, r.b, r.c, r.d
@@ -342,6 +338,7 @@ def consume(
         kind, s, done, width = r.kind, np.int64(r.symbol), True, 2 if r.kind == BAR else 1
         known = s < len(sym) and sym[s, ACTIVE] != 0
         store_release(words, WRITING, s + 1 if known or kind == SYMBOL else 0)
+        keep_order()
         if kind == QUOTE and known:
             _quote(sym, px, s, r, stats)
         elif kind == TRADE and known and _plain_trade(sym, px, forming_at, forming, s, r, stats):
@@ -390,6 +387,7 @@ def warm() -> None:
     consume(words, slots, raw_view(slots), state.arrays, new_events(), where, masks, stats, 0, 1)
     arm(state.arrays, 0, 0, 1, 0, 1, 0, 1, 1.0, 0.5, 2.0)
     disarm_all(state.arrays, 0)
+    refresh_all(state.arrays)
 
 
 assert len(TIMEFRAMES_MIN) == TIMEFRAMES and (OPEN, HIGH, LOW) == (0, 1, 2)

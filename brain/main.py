@@ -2,26 +2,30 @@
 
 Attach the ring, map the state, load the kernels, say ready; then wait, consume, ask the rules, hand
 over to the publisher, for ever. SIGTERM ends it within three seconds and loses nothing: the state
-is on its file and the ring's tail says where to go on.
+is on its file and the ring's tail says where to go on. When another node takes the ring over, this
+brain ends and leaves it to that node's.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
+import barrier
 import config
+import latency
 import process
 import ring as rings
 import streams
 from brain import kernel
+from brain.closing import W_STOP
 from brain.desk import (
     AskPending,
     AskSnapshot,
@@ -33,19 +37,38 @@ from brain.desk import (
     rearm,
 )
 from brain.events import Events
+from brain.follow import refresh_all
 from brain.publisher import Publisher
 from brain.rules import RuleError, load_rules
 from brain.signals import Terms
-from brain.state import C_CLOCK_NS, C_SEQ, Ints, State, clear_symbol, open_state, state_path
+from brain.state import (
+    BROKEN,
+    C_ASK_ALL,
+    C_CLOCK_NS,
+    C_SEQ,
+    Ints,
+    State,
+    clear_symbol,
+    open_state,
+    state_path,
+)
 from clock import boot_ns, wall_ms
 
 SPINS: Final = 200  # polls before sleeping: an idle brain costs next to nothing
 NAP_S: Final = 0.0002  # after a small batch: lets records gather instead of paying per record
 SMALL_BATCH: Final = 32
+BUSY_NS: Final = 2_000_000  # records that come so soon after others are worth a nap
+SWITCH_S: Final = 0.0002  # the publisher's turn at the interpreter, while closes wait for rules
 DRAIN_S: Final = 2.0
 SNAPSHOT_EVERY_NS: Final = 5_000_000_000  # history costs the feed request weight
 TAKER_FEE: Final = 0.0005  # of notional, the exchange's base tier; per side
 ALL_SYMBOLS: Final = -1
+_BATCH_AGE, _SIGNAL, _WRITTEN, _BATCH = (
+    rings.BRAIN_HISTS.index(name)
+    for name in ("receive_to_brain_ns", "receive_to_signal_ns", "receive_to_redis_ns",
+                 "batch_records")
+)  # fmt: skip
+_RECORDS: Final = rings.BRAIN_COUNTERS.index("records")
 
 log = logging.getLogger("brain")
 
@@ -58,13 +81,13 @@ class Snapshots:
     asked: int = 0
     last_ns: int = -SNAPSHOT_EVERY_NS
 
-    def poll(self, words: rings.Words, now_ns: int) -> None:
-        """Send the next request when the feed has served the last one."""
+    def poll(self, words: rings.Words, now_ns: int) -> int | None:
+        """Send the next request when the feed has served the last one; what was asked for."""
         if not self.wanted or now_ns - self.last_ns < SNAPSHOT_EVERY_NS:
-            return
+            return None
         seq = int(words[rings.SNAPSHOT_SEQ])
         if int(words[rings.SNAPSHOT_DONE]) < seq:
-            return
+            return None
         row = next(iter(self.wanted)) if len(self.wanted) == 1 else ALL_SYMBOLS
         kernel.store_word(words, rings.SNAPSHOT_SYMBOL, row)
         kernel.store_word(words, rings.SNAPSHOT_SEQ, seq + 1)
@@ -72,24 +95,34 @@ class Snapshots:
         self.wanted.clear()
         self.asked += 1
         self.last_ns = now_ns
+        return row
 
 
 def resume(ring: rings.Ring, state: State, snapshots: Snapshots) -> tuple[State, int]:
-    """Where to go on, after putting right what a crash left; asks for history where it must."""
-    words, control = ring.words, state.arrays.control
+    """Where to go on, after putting right what a crash left; asks for history where it must.
+
+    A death in here, or before the feed was asked, changes nothing: each wish is written down before
+    what it comes from is forgotten.
+    """
+    words, a, control = ring.words, state.arrays, state.arrays.control
     tail, head = int(words[rings.TAIL]), int(words[rings.HEAD])
     seq, writing = int(control[C_SEQ]), int(words[rings.WRITING])
-    if not state.fresh and tail <= seq <= head:
-        if writing:
-            clear_symbol(state.arrays, writing - 1)
-            snapshots.wanted.add(writing - 1)
-    else:
+    if state.fresh or not tail <= seq <= head:
+        control[C_ASK_ALL] = 1
         for row in range(state.symbols_max):
-            clear_symbol(state.arrays, row)
+            clear_symbol(a, row)
         control[C_SEQ] = seq = tail
-        if head > 0:  # the feed has announced its symbols to somebody before us
-            snapshots.wanted.add(ALL_SYMBOLS)
+    elif 0 < writing <= state.symbols_max:
+        clear_symbol(a, writing - 1)
+        a.sym[writing - 1, BROKEN] = 1
+    if head == 0:  # the feed has announced its symbols to nobody yet
+        control[C_ASK_ALL] = 0
+    if control[C_ASK_ALL]:
+        snapshots.wanted.add(ALL_SYMBOLS)
+    snapshots.wanted.update(np.flatnonzero(a.sym[:, BROKEN]).tolist())
     kernel.store_word(words, rings.WRITING, 0)
+    refresh_all(a)
+    ring.brain_stats[_RECORDS] = seq  # a batch that was cut off is not in it yet
     return state, seq
 
 
@@ -103,6 +136,7 @@ class Brain:
     publisher: Publisher
     snapshots: Snapshots
     seq: int
+    generation: int  # of the node that we belong to
     events: Events = field(default_factory=kernel.new_events)
     where: Ints = field(default_factory=lambda: np.zeros(8, np.int64))
     counted: dict[str, int] = field(default_factory=dict)  # what copy_counts has written
@@ -114,7 +148,7 @@ class Brain:
     def turn(self, timeout_ns: int) -> int:
         """Wait, consume, decide, hand over. Returns the records consumed."""
         ring, began = self.ring, self.seq
-        head = rings.wait_records(ring.words, self.seq, SPINS, timeout_ns)
+        head = barrier.wait_records(ring.words, self.seq, SPINS, timeout_ns)
         now_ns = boot_ns()
         if head > self.seq:
             oldest = int(ring.slots[self.seq & ring.mask]["recv_ns"])
@@ -122,22 +156,24 @@ class Brain:
                 ring.words, ring.slots, self.raw, self.state.arrays, self.events, self.where,
                 self.desk.masks, ring.brain_stats, self.seq, kernel.RECORDS_MAX,
             )  # fmt: skip
-            _count(ring, 0, now_ns - oldest)
-            _count(ring, 2, self.seq - began)
+            _count(ring, _BATCH_AGE, now_ns - oldest)
+            _count(ring, _BATCH, self.seq - began)
             self.publisher.market_ms = int(self.state.arrays.control[C_CLOCK_NS]) // 1_000_000
             if n:
-                self._carry_out(on_events(self.desk, self.events[:n], boot_ns()))
+                self._carry_out(on_events(self.desk, self.events[:n], boot_ns))
         self._take_inputs()
         ring.words[rings.BRAIN_BEAT] = now_ns
-        if ring.words[rings.BRAIN_READY] != ring.words[rings.GENERATION]:
-            self.announce()
-        self.snapshots.poll(ring.words, now_ns)
+        if self.snapshots.poll(ring.words, now_ns) == ALL_SYMBOLS:
+            self.state.arrays.control[C_ASK_ALL] = 0
         return self.seq - began
 
     def announce(self) -> None:
-        """The ready word: the feed subscribes after it."""
-        generation = int(self.ring.words[rings.GENERATION])
-        kernel.store_word(self.ring.words, rings.BRAIN_READY, generation)
+        """The ready word: our node's feed subscribes after it."""
+        kernel.store_word(self.ring.words, rings.BRAIN_READY, self.generation)
+
+    def ours(self) -> bool:
+        """Whether the ring still belongs to the node that we were started for."""
+        return bool(self.ring.words[rings.GENERATION] == self.generation)
 
     def _take_inputs(self) -> None:
         """The other two inputs besides the ring: a model and signals to follow again."""
@@ -148,7 +184,7 @@ class Brain:
         if pending:
             self._carry_out(rearm(self.desk, pending))
 
-    def _carry_out(self, effects: list[Effect]) -> None:
+    def _carry_out(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, AskPending):
                 self.publisher.ask_pending()
@@ -158,7 +194,7 @@ class Brain:
                 self.publisher.put(effect)
             if isinstance(effect, PutSignal):
                 fields = effect.fields
-                _count(self.ring, 1, int(fields["signal_ns"]) - int(fields["recv_ns"]))
+                _count(self.ring, _SIGNAL, int(fields["signal_ns"]) - int(fields["recv_ns"]))
 
     def copy_counts(self) -> None:
         """Python's counters into the ring, where the node reads them; they go on from a last life.
@@ -182,25 +218,29 @@ class Brain:
 
 
 def _count(ring: rings.Ring, row: int, value: int) -> None:
-    """One into a log2 histogram; rows as BRAIN_HISTS."""
-    ring.brain_hist[row, min(max(value, 0).bit_length(), rings.HIST_BUCKETS - 1)] += 1
+    """One into a histogram; each row has one writing thread."""
+    ring.brain_hist[row, latency.bucket(value)] += 1
 
 
 def run(brain: Brain) -> None:
-    """Until a signal asks to stop."""
+    """Until a signal asks to stop, or the ring is another node's."""
+    sys.setswitchinterval(SWITCH_S)
     brain.publisher.start()
     brain.publisher.ask_pending()
     brain.announce()
-    next_copy_ns = 0
-    while not process.stop:
+    next_copy_ns = last_ns = 0
+    while not process.stop and brain.ours():
         process.beat()
-        done = brain.turn(rings.SLEEP_NS_MAX)
+        done = brain.turn(barrier.SLEEP_NS_MAX)
         now_ns = boot_ns()
         if now_ns >= next_copy_ns:
             brain.copy_counts()
             next_copy_ns = now_ns + 250_000_000
-        if 0 < done < SMALL_BATCH:
+        more = brain.where[W_STOP] != 0  # is there already
+        if 0 < done < SMALL_BATCH and not more and now_ns - last_ns < BUSY_NS:
             time.sleep(NAP_S)
+        if done:
+            last_ns = now_ns
     brain.copy_counts()
     if not brain.publisher.close(DRAIN_S):
         log.warning("ended with signals or outcomes that Redis did not take")
@@ -210,7 +250,10 @@ def build(args: argparse.Namespace, cfg: config.Config) -> Brain:
     """Everything that run needs. Raises RingError or RuleError with a sentence."""
     rules = load_rules(cfg.rules)
     ring = rings.attach(args.ring)
-    words = ring.words
+    words, generation = ring.words, int(ring.words[rings.GENERATION])
+    ring.claim(rings.BRAIN)
+    words[rings.BRAIN_BOOT] = int(process.BOOT_ID, 16)
+    kernel.store_word(words, rings.BRAIN_READY, 0)  # what a dead brain said
     state = open_state(
         state_path(args.ring),
         len(ring.symbols),
@@ -220,13 +263,17 @@ def build(args: argparse.Namespace, cfg: config.Config) -> Brain:
     snapshots = Snapshots()
     state, seq = resume(ring, state, snapshots)
     kernel.warm()
-    rings.warm()
+    barrier.warm()
     kernel.store_word(words, rings.TAIL, seq)
-    words[rings.BRAIN_PID], words[rings.BRAIN_BOOT] = os.getpid(), int(process.BOOT_ID, 16)
     terms = Terms(args.world, args.node, cfg.entry_policy, cfg.signal_age_ms)
     desk = new_desk(state, rules, terms, TAKER_FEE)
-    publisher = Publisher(cfg.redis_url, streams.Keys(cfg.mode, cfg.account), wall_ms=wall_ms)
-    return Brain(ring, state, desk, publisher, snapshots, seq)
+
+    def written(each: PutSignal) -> None:
+        _count(ring, _WRITTEN, boot_ns() - int(each.fields["recv_ns"]))
+
+    keys = streams.Keys(cfg.mode, cfg.account)
+    publisher = Publisher(cfg.redis_url, keys, wall_ms=wall_ms, written=written)
+    return Brain(ring, state, desk, publisher, snapshots, seq, generation)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -234,18 +281,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ring", required=True, help="path of the ring file")
     parser.add_argument("--world", required=True, help="part of every signal's id")
     parser.add_argument("--node", required=True, help="name of this node")
+    parser.add_argument("--name", default="brain", help="this process in the log")
     args = parser.parse_args(argv)
     try:
         cfg = config.load()
     except config.ConfigError as error:
         process.fail(str(error), 2)
-    process.setup_logging("brain", cfg.log_level, cfg.secrets)
+    process.setup_logging(args.name, cfg.log_level, cfg.secrets)
     process.install_signals()
     try:
         brain = build(args, cfg)
     except (rings.RingError, RuleError) as error:
         process.fail(str(error))
     run(brain)
+    if not brain.ours():
+        process.fail(f"Another node has taken {args.ring} over: this brain leaves it to that one.")
     return 0
 
 

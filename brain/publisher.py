@@ -14,9 +14,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import redis
 
@@ -31,7 +31,10 @@ JOURNAL_MAX: Final = 256
 PENDING_MAX: Final = 20_000  # entries of `pending` that are read back
 MODEL_POLL_S: Final = 2.0
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.1, 2.0
-BATCH: Final = 64  # decisions and journal lines per round trip
+BATCH: Final = 64  # outcomes, decisions, journal lines per round trip
+CALM_S: Final = 0.02  # without a signal, before decisions and journal lines are written
+SIGNALS_AT_ONCE: Final = 16  # the last of them waits for the first
+_E = TypeVar("_E")
 
 log = logging.getLogger(__name__)
 
@@ -58,15 +61,18 @@ class Publisher(threading.Thread):
         keys: streams.Keys,
         *,
         wall_ms: Callable[[], int],
+        written: Callable[[PutSignal], None] = lambda each: None,
         connect: Callable[[str, int], redis.Redis] = streams.connect,
     ) -> None:
         super().__init__(name="publisher", daemon=True)
         self._url, self._keys, self._connect, self._wall_ms = url, keys, connect, wall_ms
+        self._written = written  # told of each signal once Redis has it
         self._signals: deque[PutSignal] = deque()
         self._outcomes: deque[PutOutcome] = deque()
         self._decisions: deque[PutDecision] = deque()
         self._journal: deque[PutJournal] = deque()
         self._wake = threading.Event()
+        self._urgent = threading.Event()  # a signal waits
         self._ending = threading.Event()
         self._want_pending = threading.Event()
         self._pending: deque[dict[str, str]] = deque(maxlen=1)
@@ -85,6 +91,7 @@ class Publisher(threading.Thread):
                 counts.dropped_signals += 1
                 return
             self._signals.append(effect)
+            self._urgent.set()
         elif isinstance(effect, PutOutcome):
             if len(self._outcomes) >= OUTCOMES_MAX:
                 self._outcomes.popleft()
@@ -100,7 +107,8 @@ class Publisher(threading.Thread):
                 counts.dropped_decisions += 1
                 return
             self._journal.append(effect)
-        self._wake.set()
+        if not self._wake.is_set():
+            self._wake.set()
 
     def ask_pending(self) -> None:
         """Read `pending` soon; the answer comes by take_pending."""
@@ -165,39 +173,59 @@ class Publisher(threading.Thread):
 
     def _flush(self, r: redis.Redis) -> None:
         """Signals first: they age. An entry leaves its queue after it was written."""
+        self._urgent.clear()
         while self._signals:
-            each = self._signals[0]
-            if self.market_ms > each.expires_ms:
+            if self.market_ms > self._signals[0].expires_ms:
+                self._signals.popleft()
                 self.counts.dropped_signals += 1
-            else:
-                self._write_signal(r, each)
-            self._signals.popleft()
+                continue
+            for signal, made in self._send(r, self._signals, SIGNALS_AT_ONCE, self._signal):
+                if made and not signal.shadow:
+                    self._written(signal)
+                self.counts.sent_signals += bool(made)
+                self.counts.duplicate_signals += not made
         while self._outcomes and not self._signals:
-            outcome = self._outcomes[0]
-            if streams.put_outcome(r, self._keys, outcome.id, outcome.fields):
-                self.counts.sent_outcomes += 1
-            if self._outcomes and self._outcomes[0] is outcome:
-                self._outcomes.popleft()
-        for _ in range(BATCH):
-            if self._signals or not (self._decisions or self._journal):
-                return
-            if self._journal:
-                line = {"source": "brain", "level": "warning", "text": self._journal[0].text}
-                line["wall_ms"] = str(self._wall_ms())
-                streams.publish(r, self._keys.journal, line)
-                self._journal.popleft()
-            else:
-                streams.publish(r, self._keys.decisions, self._decisions[0].fields)
-                self._decisions.popleft()
+            for _, made in self._send(r, self._outcomes, BATCH, self._outcome):
+                self.counts.sent_outcomes += bool(made)
+        while self._journal or self._decisions:
+            if not self._ending.is_set() and self._urgent.wait(CALM_S):
+                return  # closes come in bursts: nothing else while signals may follow
+            for _ in self._send(r, self._journal, BATCH, self._line):
+                pass
+            for _ in self._send(r, self._decisions, BATCH, self._decision):
+                pass
 
-    def _write_signal(self, r: redis.Redis, each: PutSignal) -> None:
+    def _send(
+        self, r: redis.Redis, queue: deque[_E], most: int, command: Callable[[_E], streams.Command]
+    ) -> Iterator[tuple[_E, Any]]:
+        """The first of a queue in one round trip; each with its answer as it leaves the queue.
+        Raises the first error: that one and what is behind it stay."""
+        batch = [queue[k] for k in range(min(most, len(queue)))]  # the brain appends meanwhile
+        if not batch:
+            return
+        answers = streams.send_all(r, [command(each) for each in batch])
+        for each, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, redis.RedisError):
+                raise answer
+            if queue and queue[0] is each:  # the oldest outcome may have had to go
+                queue.popleft()
+            yield each, answer
+
+    def _signal(self, each: PutSignal) -> streams.Command:
         if each.shadow:  # followed and learned from, never shown to risk
-            made = bool(r.hsetnx(self._keys.pending, each.id, each.pending))
-        else:
-            score_ms = int(each.fields["exch_ns"]) // 1_000_000
-            made = bool(streams.put_signal(r, self._keys, each.fields, each.pending, score_ms))
-        self.counts.sent_signals += made
-        self.counts.duplicate_signals += not made
+            return streams.pending_command(self._keys, each.id, each.pending)
+        score_ms = int(each.fields["exch_ns"]) // 1_000_000
+        return streams.signal_command(self._keys, each.fields, each.pending, score_ms)
+
+    def _outcome(self, each: PutOutcome) -> streams.Command:
+        return streams.outcome_command(self._keys, each.id, each.fields)
+
+    def _line(self, each: PutJournal) -> streams.Command:
+        line = {"source": "brain", "level": "warning", "text": each.text}
+        return streams.entry_command(self._keys.journal, line | {"wall_ms": str(self._wall_ms())})
+
+    def _decision(self, each: PutDecision) -> streams.Command:
+        return streams.entry_command(self._keys.decisions, each.fields)
 
     def _read_pending(self, r: redis.Redis) -> None:
         if int(r.hlen(self._keys.pending)) > PENDING_MAX:

@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from brain.rules import Candidate
 from streams import cause_id
@@ -69,8 +69,7 @@ def confidence(model: Model, rule: str, timeframe: str, prior: float) -> float:
     return (wins + PRIOR_WEIGHT * prior) / (wins + losses + timeouts + PRIOR_WEIGHT)
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """What a candidate is judged by, besides itself."""
 
     symbol: str
@@ -99,8 +98,7 @@ class Terms:
     signal_age_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(NamedTuple):
     name: str
     ok: bool
     numbers: Mapping[str, float | int | str]

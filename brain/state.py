@@ -3,7 +3,8 @@
 A brain that is killed finds its state as it was: the file is mapped, every kernel writes in place,
 and nothing else is remembered. The file is used again only when its layout, the code of the
 kernels and the ring behind it are the same; otherwise it begins empty and the feed is asked for
-everything. Other processes may map it to read candles (`open_state(..., create=False)`).
+everything; that wish, and each symbol that needs a snapshot, is remembered in the file until it is
+granted. Other processes may map it to read candles (`open_state(..., create=False)`).
 
     control    i8[64]             layout, code, ring, progress
     names      i8[S, 4]           symbol name as in the SYMBOL record, 32 bytes
@@ -29,6 +30,7 @@ import hashlib
 import mmap
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -55,6 +57,7 @@ KERNEL_FILES: Final = (
 
 # control
 C_MAGIC, C_LAYOUT, C_CODE, C_RING, C_WORLD, C_SYMBOLS, C_SEQ, C_CLOCK_NS, C_SERIAL = range(9)
+C_ASK_ALL: Final = 9  # 1 until the feed was asked for every symbol, over however many deaths
 MAGIC: Final = 0x4E49_4152_4241  # "ABRAIN"
 
 # sym
@@ -76,7 +79,8 @@ MAGIC: Final = 0x4E49_4152_4241  # "ABRAIN"
     OPEN_SIGNALS,
     NEXT_DEADLINE_MS,  # earliest time-out of the symbol's open signals
     LATE,
-) = range(17)
+    BROKEN,  # 1 from a jump of the id, or a death while it was written, to its next announcement
+) = range(18)
 # px
 LAST, BID, BID_QTY, ASK, ASK_QTY, MARK_PRICE, INDEX_PRICE, FUNDING, LEVEL_ABOVE, LEVEL_BELOW = (
     range(10)
@@ -218,41 +222,54 @@ def open_state(
     Without `create` a missing or foreign file raises StateError: readers never make one.
     `ring_identity` and `world` name the ring whose progress the file holds.
     """
-    path, size = Path(path), file_size(symbols_max)
+    path = Path(path)
+    arrays = _map_file(path, symbols_max)
+    if not create:
+        if arrays is None:
+            raise StateError(f"no brain state at {path}")
+        if int(arrays.control[C_LAYOUT]) != layout_hash():
+            raise StateError(f"{path} was written by another version")
+        return State(path, arrays, fresh=False)
     wanted = {
-        C_MAGIC: MAGIC,
         C_LAYOUT: layout_hash(),
         C_CODE: code_hash(),
         C_RING: ring_identity,
         C_WORLD: world,
         C_SYMBOLS: symbols_max,
+        C_MAGIC: MAGIC,  # last: before it nothing here counts
     }
-    known = path.exists() and path.stat().st_size == size
-    if not create and not known:
-        raise StateError(f"no brain state at {path}")
-    fd = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0) | os.O_CLOEXEC, 0o600)
+    if arrays is not None and all(int(arrays.control[i]) == value for i, value in wanted.items()):
+        return State(path, arrays, fresh=False)
+    return State(path, _begin(path, symbols_max, wanted), fresh=True)
+
+
+def _map_file(path: Path, symbols_max: int) -> Arrays | None:
+    """The arrays of an existing file of the right size, or None."""
+    if not path.exists() or path.stat().st_size != file_size(symbols_max):
+        return None
+    with path.open("r+b") as file:
+        return _map(mmap.mmap(file.fileno(), file_size(symbols_max)), symbols_max)
+
+
+def _begin(path: Path, symbols_max: int, wanted: Mapping[int, int]) -> Arrays:
+    """An empty state in a new file: whoever maps the old one keeps it as it is."""
+    size = file_size(symbols_max)
+    path.unlink(missing_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        if not known:
-            os.ftruncate(fd, 0)
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(fd, 0, size)
-            else:
-                os.ftruncate(fd, size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, size)
+        else:
+            os.ftruncate(fd, size)
         arrays = _map(mmap.mmap(fd, size), symbols_max)
     finally:
         os.close(fd)
-    if not create:
-        if int(arrays.control[C_LAYOUT]) != layout_hash():
-            raise StateError(f"{path} was written by another version")
-        return State(path, arrays, fresh=False)
-    fits = known and all(int(arrays.control[i]) == value for i, value in wanted.items())
-    if not fits:
-        arrays.control[:] = 0
-        for row in range(symbols_max):
-            clear_symbol(arrays, row)
-        for index, value in wanted.items():
-            arrays.control[index] = value
-    return State(path, arrays, fresh=not fits)
+    for row in range(symbols_max):
+        clear_symbol(arrays, row)
+    arrays.control[C_ASK_ALL] = 1
+    for index, value in wanted.items():
+        arrays.control[index] = value
+    return arrays
 
 
 def _map(mapped: mmap.mmap, symbols: int) -> Arrays:

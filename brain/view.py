@@ -6,8 +6,8 @@ is not in here. `timeframe` arguments default to the timeframe of the candle tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from brain.state import (
     LAST,
     LOW,
     MARK_PRICE,
+    VOLUME,
     Arrays,
     Floats,
     Ints,
@@ -33,6 +34,9 @@ from records import TIMEFRAME_NAMES
 
 TREND_WEIGHTS: Final = (("1h", 0.4), ("15m", 0.3), ("5m", 0.2), ("1m", 0.1))
 INDEX: Final = {name: index for index, name in enumerate(TIMEFRAME_NAMES)}
+_FLAGS: Final = {
+    (name, side): smc.flag(code, side) for code, name in enumerate(smc.CODES) for side in (1, -1)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +54,7 @@ class Bars:
     trades: Floats
 
 
-@dataclass(frozen=True, slots=True)
-class Indicators:
+class Indicators(NamedTuple):
     """As of the newest closed candle; NaN while not known. Names as in TA-Lib."""
 
     ema9: float
@@ -71,11 +74,10 @@ class Indicators:
     imbalance: float
 
 
-assert Indicators.__match_args__ == OUTPUTS
+assert Indicators._fields == OUTPUTS
 
 
-@dataclass(frozen=True, slots=True)
-class Zone:
+class Zone(NamedTuple):
     """A gap or an order block: side +1 bullish (below price), -1 bearish."""
 
     side: int
@@ -85,8 +87,7 @@ class Zone:
     touched: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Structure:
+class Structure(NamedTuple):
     """Smart-money structure as of the newest closed candle; NaN and 0 while not known."""
 
     bias: int  # of the internal structure: +1, -1, 0
@@ -113,10 +114,11 @@ class CandleView:
     taker_fee: float  # of one side
     arrays: Arrays
     row: int
+    _seen: dict[str, Any] = field(default_factory=dict, repr=False)  # what was looked up already
 
     def happened(self, name: str, side: int) -> bool:
         """Did this close bring a structure event of this name (smc.CODES) and side?"""
-        return bool(self.flags & smc.flag(smc.CODES.index(name), side))
+        return bool(self.flags & _FLAGS[name, side])
 
     def _newest(self, timeframe: str | None, field: int, back: int = 0) -> float:
         t = INDEX[timeframe or self.timeframe]
@@ -133,6 +135,9 @@ class CandleView:
 
     def low(self, timeframe: str | None = None) -> float:
         return self._newest(timeframe, LOW)
+
+    def volume(self, timeframe: str | None = None) -> float:
+        return self._newest(timeframe, VOLUME)
 
     def candles(self, timeframe: str | None = None) -> int:
         """Closed candles that this timeframe has seen."""
@@ -176,8 +181,11 @@ class CandleView:
         return Bars(_frozen(self.arrays.closed_at[self.row, t][order]), *columns)
 
     def indicators(self, timeframe: str | None = None) -> Indicators:
-        t = INDEX[timeframe or self.timeframe]
-        return Indicators(*self.arrays.ind[self.row, t, : len(OUTPUTS)].tolist())
+        timeframe = timeframe or self.timeframe
+        if timeframe not in self._seen:
+            values = self.arrays.ind[self.row, INDEX[timeframe], : len(OUTPUTS)].tolist()
+            self._seen[timeframe] = Indicators._make(values)
+        return self._seen[timeframe]
 
     def structure(self, timeframe: str | None = None) -> Structure:
         x = self.arrays.smc[self.row, INDEX[timeframe or self.timeframe]].tolist()
@@ -211,6 +219,11 @@ class CandleView:
         A timeframe is up when its close lies above EMA 50 and EMA 9 above EMA 21, down when both
         are reversed, else neither. Timeframes that do not know yet have no vote.
         """
+        if "trend" not in self._seen:
+            self._seen["trend"] = self._trend()
+        return self._seen["trend"]
+
+    def _trend(self) -> float:
         total = weight_known = 0.0
         for timeframe, weight in TREND_WEIGHTS:
             x = self.indicators(timeframe)

@@ -6,13 +6,19 @@ handshake, ping and pong, fragments, close, and every breach of the protocol. TL
 
     buffer   | scratch of the kernel | taken | start .. end: not yet taken | room | slack |
 
-The buffer grows to BUFFER_BYTES_MAX; a frame larger than that costs the connection, counted.
+The buffer grows to BUFFER_BYTES_MAX; a frame larger than that costs the connection, counted. What
+breaks the protocol in its first two bytes is not waited for: garbage may announce any length.
+
+Every end leaves `reason` in words and `status`, the number that the other side gave for it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+import re
+import ssl
 from collections.abc import Callable
 from typing import Final, cast
 
@@ -24,10 +30,12 @@ from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
+import latency
 from clock import boot_ns
 from feed import decode
 from feed.lane import STAT, Lane
 from feed.walk import SCRATCH_BYTES, SLACK_BYTES, Bytes, Table
+from ring import FEED_HISTS
 
 log = logging.getLogger("feed.connection")
 
@@ -36,11 +44,33 @@ BUFFER_BYTES_MAX: Final = 1 << 24  # the largest frame that is waited for
 READ_BYTES_MIN: Final = 1 << 16  # room that a receive is given at least
 HEAD_BYTES_MAX: Final = 1 << 16  # of the handshake's answer
 STATE_WORDS: Final = 8
-HIST_BUFFER: Final = 1  # row of feed_hist: ns that the pass took per buffer
+_DATA_OPCODES: Final = (Opcode.CONT, Opcode.TEXT, Opcode.BINARY)
+HIST_BUFFER: Final = FEED_HISTS.index("buffer_ns")
+GOODBYE_S: Final = 1.0  # for the close frame to leave; then the socket is dropped
+CONTROL_BYTES_MAX: Final = 125  # of a control frame
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] (\d{3})")
+
+
+@functools.cache
+def default_tls() -> ssl.SSLContext:
+    """The system's certificates, or those that SSL_CERT_FILE names; loading them takes a while."""
+    return ssl.create_default_context()
+
+
+def breaks_protocol(first: int, second: int) -> bool:
+    """Whether no server may begin a frame with these two bytes."""
+    opcode = first & 0x0F
+    control = opcode in (Opcode.CLOSE, Opcode.PING, Opcode.PONG)
+    if first & 0x70 or second & 0x80 or not (control or opcode in _DATA_OPCODES):
+        return True  # reserved bits, a mask, an opcode that does not exist
+    return control and (not first & 0x80 or second > CONTROL_BYTES_MAX)
 
 
 class Connection(asyncio.BufferedProtocol):
-    """The life of one TCP connection. `state` outlives it: the newest time on this link."""
+    """The life of one TCP connection, its place in the lane's tables told by `state`.
+
+    With `hold` nothing after the handshake is read before `go`: what comes waits in the kernel.
+    """
 
     def __init__(
         self,
@@ -49,16 +79,19 @@ class Connection(asyncio.BufferedProtocol):
         state: Table,
         hist: Table,
         on_reply: Callable[[bytes], None],
+        hold: bool = False,
     ) -> None:
         self._protocol = ClientProtocol(parse_uri(url), max_size=BUFFER_BYTES_MAX)
         self._lane, self._state, self._hist = lane, state, hist
-        self._on_reply = on_reply
+        self._on_reply, self._hold = on_reply, hold
         self._transport: asyncio.Transport | None = None
         self._buffer: Bytes = np.zeros(SCRATCH_BYTES + BUFFER_BYTES + SLACK_BYTES, np.uint8)
         self._view = self._buffer.data
         self._start = self._end = SCRATCH_BYTES
         self._fragments: bytearray | None = None
         self.reason = ""
+        self.status = 0  # close code or HTTP status that ended it, 0 without one
+        self.answer = b""  # of a refused handshake, for what it says about waiting
         self.last_ns = 0  # boot time of the last receipt
         loop = asyncio.get_running_loop()
         self.opened: asyncio.Future[None] = loop.create_future()
@@ -82,7 +115,9 @@ class Connection(asyncio.BufferedProtocol):
             self._handshake()
         if self.opened.done() and not self.closed.done():
             self._take(recv_ns)
-            self._hist[HIST_BUFFER, (boot_ns() - recv_ns).bit_length()] += 1
+            self._hist[HIST_BUFFER, latency.bucket(boot_ns() - recv_ns)] += 1
+        if self.closed.done():
+            self._start = self._end = SCRATCH_BYTES  # of no interest any more
         self._make_room()
 
     def eof_received(self) -> bool:
@@ -106,14 +141,29 @@ class Connection(asyncio.BufferedProtocol):
             self._protocol.send_text(text)
             self._flush()
 
-    def close(self) -> None:
-        """Say goodbye and let go; the server's answer is not waited for."""
+    def ping(self) -> None:
+        """Ask for a sign of life."""
+        if not self.closed.done() and self._protocol.state is State.OPEN:
+            self._protocol.send_ping(b"")
+            self._flush()
+
+    def go(self) -> None:
+        """Read what was held back, and go on reading."""
+        if self._hold and self._transport is not None and not self._transport.is_closing():
+            self._hold = False
+            self._transport.resume_reading()
+
+    def close(self, reason: str = "") -> None:
+        """Say goodbye and let go; nothing that comes after this is taken."""
+        self.reason = self.reason or reason
+        self._finish()
         if self._transport is None or self._transport.is_closing():
             return
         if self._protocol.state is State.OPEN:
             self._protocol.send_close(1000)
             self._flush()
-        self._transport.abort()  # over TLS close() would wait for a peer that may be gone
+        self._transport.close()  # flushes; over TLS it waits for a peer that may be gone
+        asyncio.get_running_loop().call_later(GOODBYE_S, self._transport.abort)
 
     # --- inside ---
 
@@ -125,8 +175,10 @@ class Connection(asyncio.BufferedProtocol):
             if len(data) > HEAD_BYTES_MAX:
                 self._fail("answer to the handshake is too long")
             return
-        if not head.startswith(b"HTTP/1.1 101"):
-            line = head.splitlines()[0] if head else b""
+        status = _STATUS_LINE.match(head)
+        if status is None or int(status[1]) != 101:
+            self.status, self.answer = int(status[1]) if status else 0, data
+            line = head.partition(b"\r")[0]
             self._fail(f"handshake refused: {line[:100]!r}")
             return
         self._start += len(head) + len(mark)
@@ -136,6 +188,8 @@ class Connection(asyncio.BufferedProtocol):
         if error is not None or not answers:
             self._fail(f"handshake failed: {error or 'no answer'}")
             return
+        if self._hold and self._transport is not None:
+            self._transport.pause_reading()
         self.opened.set_result(None)
 
     def _take(self, recv_ns: int) -> None:
@@ -151,8 +205,13 @@ class Connection(asyncio.BufferedProtocol):
                     self._on_reply(self._view[begin:end].tobytes())
                     continue
                 if code == decode.MORE:
+                    self._refuse_oversize()
                     return
+            if self._end - self._start >= 2 and breaks_protocol(*self._view[self._start :][:2]):
+                self._unusual(self._view[self._start : self._end].tobytes(), recv_ns)
+                return  # the protocol has words for it
             size = self._frame_size()
+            self._refuse_oversize()
             if size == 0 or self._start + size > self._end:
                 return
             data = self._view[self._start : self._start + size].tobytes()
@@ -175,6 +234,13 @@ class Connection(asyncio.BufferedProtocol):
             size = int.from_bytes(raw, "big")
         return min(2 + wide + masked + size, BUFFER_BYTES_MAX + 1)
 
+    def _refuse_oversize(self) -> None:
+        """Give up at once when the frame at `start` says that it will never fit."""
+        wide = self._end - self._start >= 10 and int(self._buffer[self._start + 1]) & 0x7F == 127
+        if wide and self._frame_size() > BUFFER_BYTES_MAX:
+            self._lane.stats[STAT["oversize"]] += 1
+            self._fail("frame too large")
+
     def _unusual(self, data: bytes, recv_ns: int) -> None:
         """One frame that is no whole text frame, or any frame between the parts of a message."""
         self._protocol.receive_data(data)
@@ -183,9 +249,10 @@ class Connection(asyncio.BufferedProtocol):
                 self._on_frame(event, recv_ns)
         self._flush()
         if self._protocol.parser_exc is not None or self._protocol.close_expected():
-            self.reason = self._close_reason()
+            self.reason = self.reason or self._close_reason()
             if self._transport is not None:
                 self._transport.close()
+                asyncio.get_running_loop().call_later(GOODBYE_S, self._transport.abort)
             self._finish()
 
     def _on_frame(self, event: Frame, recv_ns: int) -> None:
@@ -243,7 +310,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.write(piece)
 
     def _fail(self, reason: str) -> None:
-        self.reason = reason
+        self.reason = self.reason or reason
         self._start = self._end = SCRATCH_BYTES
         if self._transport is not None:
             self._transport.abort()
@@ -257,5 +324,12 @@ class Connection(asyncio.BufferedProtocol):
             self.closed.set_result(None)
 
     def _close_reason(self) -> str:
-        said = self._protocol.close_rcvd or self._protocol.close_sent
-        return f"closed {said}" if said is not None else "closed without a word"
+        broken = self._protocol.parser_exc
+        said = self._protocol.close_rcvd
+        if said is not None:
+            self.status = int(said.code)
+            return f"closed {said}"
+        if broken is not None and not isinstance(broken, EOFError):
+            return f"broke the protocol: {broken}"
+        rest = self._end - self._start
+        return f"closed without a word{f' inside a frame, {rest} bytes of it' if rest else ''}"

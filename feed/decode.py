@@ -24,6 +24,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
+
 from feed.fields import INTEGER_MAX, find_row, value_of, walk_object
 from feed.lane import (
     _AGE_MARK,
@@ -31,11 +33,13 @@ from feed.lane import (
     _AGE_TRADE,
     _SKIP,
     BOUND_MS,
+    GAP_COUNT,
     HELD,
     HOLE,
     LAST_ID,
-    LAST_NS,
     LIVE,
+    LOOSE_IDS,
+    LOSSY,
     MARK_PRICE,
     MID,
     NEWEST_HELD,
@@ -47,20 +51,29 @@ from feed.lane import (
     WHOLE,
     Lane,
     commit,
+    doubt,
+    forget_doubt,
     free_slots,
     hold,
     overflow,
+    put_candle,
     put_level,
+    put_refused,
     put_trade,
     report,
     write,
 )
 from feed.lane import COUNT as HELD_COUNT
+from feed.shape import EVENT as SHAPE_EVENT
+from feed.shape import HEAD_WORDS, SEEN, STRANGE, learn, ones, take, walk_usual
 from feed.walk import (
     BOOL,
     INEXACT,
     KEY_ST,
+    KEY_TWO,
     MALFORMED,
+    OTHER,
+    SLACK_BYTES,
     TEXT,
     Bytes,
     Table,
@@ -70,10 +83,17 @@ from feed.walk import (
     load1,
     load8,
     skip_space,
-    skip_string,
     skip_value,
 )
-from records import BUYER_MAKER, DEGRADED, GAP, HEALED, TRADE
+from records import (
+    BUYER_MAKER,
+    DEGRADED,
+    HEALED,
+    TIMEFRAME_NAMES,
+    TIMEFRAMES_MIN,
+    TRADE,
+)
+from ring import CHANNELS
 
 FAR_SHARE: Final = 0.1  # of the reference; a real move of 10 % within one quote is news by itself
 MS_MAX: Final = 9_000_000_000_000  # beyond it nanoseconds leave int64
@@ -81,20 +101,45 @@ NS_PER_MS: Final = 1_000_000
 
 # Words of a connection's `state`.
 NEWEST_HERE_MS, CODE, AT, END = range(4)  # newest E on it; why the pass stopped and where
+SIDE: Final = 4  # 0 or 1: which of its link's two connections this is
 MORE, UNUSUAL, REPLY = 0, 1, 2  # codes
 EVENT, LIST, ANSWER, BROKEN = range(4)  # what a payload is
+AGG, SINGLE, BOOK, MARK_EVENT, KLINE, STRANGER = range(6)  # events; trade is SINGLE
 BYTES_PER_PASS_MAX: Final = 1 << 40
 
 _E, _EVENT_MS, _S, _P, _Q, _T, _M = (ord(c) - 65 for c in "eEspqTm")
 _A, _TRADE_NO, _U, _B, _BID_QTY, _ASK_QTY = (ord(c) - 65 for c in "atubBA")
 _INDEX, _RATE, _X = (ord(c) - 65 for c in "irX")
+_K, _OPEN_MS, _I, _N, _x, _O, _H, _L, _C, _V, _BOUGHT = (ord(c) - 65 for c in "ktinxohlcvV")
+_CANDLE: Final = np.array([_O, _H, _L, _C, _V, _Q, _BOUGHT])
+_INTERVALS: Final = np.array(
+    [
+        (len(name), int.from_bytes(name.encode(), "little"), minutes)
+        for name, minutes in zip(TIMEFRAME_NAMES, TIMEFRAMES_MIN, strict=True)
+    ]
+)
 _AGG_TRADE, _TRADE, _TRADE_MASK = _word(b"aggTrade"), _word(b"trade"), (1 << 40) - 1
 _BOOK, _BOOK_TAIL = _word(b"bookTick"), _word(b"okTicker")
 _MARK, _MARK_TAIL = _word(b"markPric"), _word(b"ceUpdate")
 _KLINE, _MARKET, _MARKET_MASK = _word(b"kline"), _word(b"MARKET"), (1 << 48) - 1
-_STREAM_1, _STREAM_2, _DATA = _word(b'{"stream'), _word(b'":"'), _word(b',"data":')
-_THREE_BYTES: Final = (1 << 24) - 1
 
+_STREAM_KEY: Final = _word(b'{"stream')
+
+
+def _letters(text: str) -> int:
+    return sum(1 << (ord(letter) - 65) for letter in text)
+
+
+_NEEDED: Final = np.array([_letters(x) for x in ("ETaspqm", "ETtspqm", "ETusbBaA", "ETspir")])
+_KNOWN: Final = np.array(
+    [
+        _letters(x) | 1 << KEY_ST | 1 << KEY_TWO
+        for x in ("eEaspqflTm", "eETstpqXm", "eusbBaATE", "eEspPirT", "eEsk")
+    ]
+)
+_FIXED: Final = _letters("eX")  # values that belong to a layout: what it is, and that it is real
+
+CHANNEL_COUNT: Final = len(CHANNELS)
 _FRAMES, _BYTES = STAT["frames"], STAT["bytes"]
 _TRADES_IN, _QUOTES_IN, _MARKS_IN = (
     STAT[name] for name in ("trades_received", "quotes_received", "marks_received")
@@ -108,7 +153,7 @@ _NO_SYMBOL, _INEXACT, _NONMARKET, _TIME = (
 _NONPOSITIVE, _CROSSED, _DUPLICATE, _ORDER = (
     STAT[f"refused_{name}"] for name in ("nonpositive", "crossed", "duplicate", "order")
 )
-_HOLES, _CONTROL = STAT["holes"], STAT["control"]
+_HOLES, _CONTROL, _UNKNOWN_KEYS = STAT["holes"], STAT["control"], STAT["unknown_keys"]
 
 
 @inlined
@@ -171,6 +216,14 @@ def advance(lane: Lane, state: Table, event_ms: int) -> None:
 
 
 @inlined
+def hear(lane: Lane, state: Table, row: int, channel: int, event_ms: int, recv_ns: int) -> None:
+    """Note that this connection delivers a channel, be it what the other one brought before."""
+    lane.heard[row, state[SIDE] * CHANNEL_COUNT + channel] = recv_ns
+    if event_ms > state[NEWEST_HERE_MS]:
+        state[NEWEST_HERE_MS] = event_ms
+
+
+@inlined
 def is_market(buffer: Bytes, values: Table, seen: int, must: bool) -> bool:
     """X is MARKET; aggTrade has no X."""
     if not seen >> _X & 1:
@@ -181,14 +234,14 @@ def is_market(buffer: Bytes, values: Table, seen: int, must: bool) -> bool:
 
 
 @kernel
-def use_up(lane: Lane, row: int, number: int) -> None:
+def use_up(lane: Lane, row: int, number: int, recv_ns: int) -> None:
     """A refused trade takes its id with it if it is the next one, so that it leaves no hole."""
     symbol = lane.symbols[row]
     if symbol[STATUS] == HELD and symbol[HELD_COUNT] > 0:
         if number == symbol[NEWEST_HELD] + 1:
             hold(lane, row, _SKIP, 0, 0, number, 0.0, 0.0, 0)
     elif symbol[LAST_ID] > 0 and number == symbol[LAST_ID] + 1 and symbol[STATUS] != HELD:
-        symbol[LAST_ID] = number
+        put_refused(lane, row, recv_ns, number)
 
 
 @kernel
@@ -200,9 +253,8 @@ def trade_behind_hole(
     symbol = lane.symbols[row]
     if symbol[STATUS] != HELD:
         lane.stats[_HOLES] += 1
-        if symbol[STATUS] == LIVE and free_slots(lane, 0) > 0:
-            first = symbol[LAST_ID] + 1
-            write(lane, GAP, row, symbol[LAST_NS], recv_ns, first, 0.0, 0.0, 0.0, 0.0, 0)
+        if symbol[STATUS] == LIVE:
+            doubt(lane, row, recv_ns)
         symbol[STATUS] = HELD
         report(lane, row, HOLE)
     if not hold(lane, row, TRADE, exch_ns, recv_ns, number, price, qty, flags):
@@ -229,6 +281,7 @@ def on_trade(
         return _TIME
     if price <= 0.0 or qty <= 0.0:
         return _NONPOSITIVE
+    hear(lane, state, row, _AGE_TRADE, event_ms, recv_ns)
     symbol = lane.symbols[row]
     status = symbol[STATUS]
     newest = symbol[LAST_ID]
@@ -244,13 +297,17 @@ def on_trade(
     if far and (mid > 0.0 or mark > 0.0):
         flags |= DEGRADED
     exch_ns = trade_ms * NS_PER_MS
-    if status != HELD and (number == newest + 1 or newest == 0):
+    next_one = number == newest + 1 or newest == 0 or lane.control[LOOSE_IDS] != 0
+    if status != HELD and next_one:
         if status == UNSURE:
-            symbol[STATUS] = LIVE
             put_trade(lane, row, exch_ns, recv_ns, number, price, qty, flags)
-            if free_slots(lane, 0) > 0:
-                write(lane, HEALED, row, exch_ns, recv_ns, number, 0.0, 0.0, 0.0, 0.0, 0)
-            report(lane, row, WHOLE)
+            lossy = symbol[LOSSY] != 0 or symbol[GAP_COUNT] > 0
+            if lossy or free_slots(lane, 0) > 0:  # else the next trade, or REST, makes it LIVE
+                if not lossy:
+                    write(lane, HEALED, row, exch_ns, recv_ns, number, 0.0, 0.0, 0.0, 0.0, 0)
+                symbol[STATUS] = LIVE
+                forget_doubt(lane, row)
+                report(lane, row, WHOLE)
         else:
             put_trade(lane, row, exch_ns, recv_ns, number, price, qty, flags)
     else:
@@ -281,6 +338,7 @@ def on_quote(lane: Lane, state: Table, row: int, seen: int, recv_ns: int) -> int
         return _NONPOSITIVE
     if bid > ask:
         return _CROSSED
+    hear(lane, state, row, _AGE_QUOTE, event_ms, recv_ns)
     symbol = lane.symbols[row]
     if 0 < number <= symbol[UPDATE_ID]:
         return _DUPLICATE if number == symbol[UPDATE_ID] else _ORDER
@@ -312,10 +370,57 @@ def on_mark(lane: Lane, state: Table, buffer: Bytes, row: int, seen: int, recv_n
         return _TIME
     if price <= 0.0:
         return _NONPOSITIVE
+    hear(lane, state, row, _AGE_MARK, event_ms, recv_ns)
     advance(lane, state, event_ms)
     lane.ages[row, _AGE_MARK] = recv_ns
     lane.levels[row, MARK_PRICE] = price
     put_level(lane, 1, row, event_ms * NS_PER_MS, recv_ns, 0, price, index, rate, float(next_ms))
+    return -1
+
+
+@kernel
+def timeframe_min(buffer: Bytes, at: int, size: int) -> int:
+    """Minutes of an interval by its name, 0 for one that no candle is made of here."""
+    for index in range(len(_INTERVALS)):
+        name = _INTERVALS[index]
+        if size == name[0] and (load8(buffer, at) & ((1 << 8 * size) - 1)) == name[1]:
+            return name[2]
+    return 0
+
+
+@kernel
+def on_kline(lane: Lane, state: Table, buffer: Bytes, row: int, seen: int, recv_ns: int) -> int:
+    """Firewall of one candle; a closed one is published as BAR and BAR_VOLUME."""
+    values = lane.values
+    event_ms, right = integer_at(values, _EVENT_MS, seen)
+    if not seen >> _K & 1 or values[_K, 1] != OTHER or load1(buffer, values[_K, 2]) != 0x7B:
+        return _MALFORMED
+    _, seen, _ = walk_object(buffer, values[_K, 2], len(buffer) - SLACK_BYTES, values, 3)
+    open_ms, sound = integer_at(values, _OPEN_MS, seen)
+    trades, counted = integer_at(values, _N, seen)
+    named = seen >> _I & 1 and values[_I, 3] > 0
+    if not (right and sound and counted and named and seen >> _x & 1 and values[_x, 1] == BOOL):
+        return _MALFORMED
+    for letter in _CANDLE:
+        _, bad = decimal_at(values, letter, seen)
+        if bad >= 0:
+            return bad
+    if not in_time(lane, event_ms) or open_ms <= 0 or open_ms > event_ms:
+        return _TIME
+    first, highest = decimal_at(values, _O, seen)[0], decimal_at(values, _H, seen)[0]
+    lowest, last = decimal_at(values, _L, seen)[0], decimal_at(values, _C, seen)[0]
+    if lowest <= 0.0 or highest < max(first, last) or lowest > min(first, last):
+        return _NONPOSITIVE
+    minutes = timeframe_min(buffer, values[_I, 2], values[_I, 3])
+    if minutes == 0 or values[_x, 0] == 0:  # it is still forming, or no candle of ours
+        return -1
+    advance(lane, state, event_ms)
+    volume, quoted = decimal_at(values, _V, seen)[0], decimal_at(values, _Q, seen)[0]
+    bought = decimal_at(values, _BOUGHT, seen)[0]
+    put_candle(
+        lane, row, open_ms * NS_PER_MS, recv_ns, minutes, first, highest, lowest, last, volume,
+        quoted, bought, float(trades),
+    )  # fmt: skip
     return -1
 
 
@@ -332,35 +437,94 @@ def find_event_row(lane: Lane, buffer: Bytes, seen: int) -> tuple[int, int]:
 
 
 @inlined
-def on_event(lane: Lane, state: Table, buffer: Bytes, seen: int, recv_ns: int) -> None:
-    """One walked object: which event, whose, and whether it passes."""
-    values, stats = lane.values, lane.stats
+def event_code(buffer: Bytes, values: Table, seen: int) -> int:
+    """Which event a walked object is."""
     size = values[_E, 3] if seen >> _E & 1 and values[_E, 1] == TEXT else 0
     word = load8(buffer, values[_E, 2]) if size > 0 else 0
-    if (size == 8 and word == _AGG_TRADE) or (size == 5 and word & _TRADE_MASK == _TRADE):
+    if size == 8 and word == _AGG_TRADE:
+        return AGG
+    if size == 5 and word & _TRADE_MASK == _TRADE:
+        return SINGLE
+    if size == 10 and word == _BOOK and load8(buffer, values[_E, 2] + 2) == _BOOK_TAIL:
+        return BOOK
+    if size == 15 and word == _MARK and load8(buffer, values[_E, 2] + 7) == _MARK_TAIL:
+        return MARK_EVENT
+    return KLINE if size == 5 and word & _TRADE_MASK == _KLINE else STRANGER
+
+
+@inlined
+def on_event(
+    lane: Lane, state: Table, buffer: Bytes, event: int, seen: int, recv_ns: int, sure: bool
+) -> None:
+    """One object whose values were read; `sure` when its X and st are known to be right."""
+    values, stats = lane.values, lane.stats
+    if event in (AGG, SINGLE):
         stats[_TRADES_IN] += 1
         row, refused = find_event_row(lane, buffer, seen)
         if refused < 0:
-            number, right = integer_at(values, _A if size == 8 else _TRADE_NO, seen)
+            number, right = integer_at(values, _A if event == AGG else _TRADE_NO, seen)
             refused = _MALFORMED
             if right and number > 0:
-                refused = on_trade(lane, state, buffer, row, seen, recv_ns, number, size == 5)
+                must = event == SINGLE and not sure
+                refused = on_trade(lane, state, buffer, row, seen, recv_ns, number, must)
                 if refused >= 0:
-                    use_up(lane, row, number)
-    elif size == 10 and word == _BOOK and load8(buffer, values[_E, 2] + 2) == _BOOK_TAIL:
+                    use_up(lane, row, number, recv_ns)
+    elif event == BOOK:
         stats[_QUOTES_IN] += 1
         row, refused = find_event_row(lane, buffer, seen)
         if refused < 0:
             refused = on_quote(lane, state, row, seen, recv_ns)
-    elif size == 15 and word == _MARK and load8(buffer, values[_E, 2] + 7) == _MARK_TAIL:
+    elif event == MARK_EVENT:
         stats[_MARKS_IN] += 1
         row, refused = find_event_row(lane, buffer, seen)
         if refused < 0:
             refused = on_mark(lane, state, buffer, row, seen, recv_ns)
+    elif event == KLINE:
+        stats[_KLINES] += 1
+        row, refused = find_event_row(lane, buffer, seen)
+        if refused < 0:
+            refused = on_kline(lane, state, buffer, row, seen, recv_ns)
     else:
-        refused = _KLINES if size == 5 and word & _TRADE_MASK == _KLINE else _UNKNOWN
+        refused = _UNKNOWN
     if refused >= 0:
         stats[refused] += 1
+
+
+@kernel
+def strange_keys(event: int, seen: int) -> int:
+    """How many keys were seen that this event is not known to have; long ones count once."""
+    return ones(seen & ~_KNOWN[event]) if event <= KLINE else 0
+
+
+@kernel
+def learn_layout(lane: Lane, buffer: Bytes, at: int, end: int, event: int, seen: int) -> bool:
+    """Have the layout of a frame remembered that no shape took, if it is one of the hot events.
+
+    Whether the values must be read again.
+    """
+    values = lane.values
+    futures = not seen >> KEY_ST & 1 or (values[KEY_ST, 0] == 1 and values[KEY_ST, 1] == 0)
+    if event > MARK_EVENT or not futures or not is_market(buffer, values, seen, event == SINGLE):
+        return False
+    combined = load8(buffer, at) == _STREAM_KEY
+    return learn(
+        buffer, at, end, event, _NEEDED[event], _FIXED, _S, combined, seen,
+        strange_keys(event, seen), values, lane.shapes,
+    )  # fmt: skip
+
+
+@kernel
+def walk_unusual(lane: Lane, buffer: Bytes, at: int, end: int) -> tuple[int, int, int, int]:
+    """(kind, event, letters seen, position of a list's first element or -1) of any payload."""
+    values = lane.values
+    kind, seen, element = walk_document(buffer, at, end, values)
+    if kind != EVENT:
+        return kind, STRANGER, seen, (element if kind == LIST else -1)
+    event = event_code(buffer, values, seen)
+    if event < KLINE and learn_layout(lane, buffer, at, end, event, seen):
+        kind, seen, _ = walk_document(buffer, at, end, values)
+    lane.stats[_UNKNOWN_KEYS] += strange_keys(event, seen)
+    return kind, event, seen, -1
 
 
 @kernel
@@ -406,18 +570,6 @@ def walk_document(buffer: Bytes, at: int, end: int, values: Table) -> tuple[int,
 
 
 @inlined
-def walk_usual(buffer: Bytes, at: int, end: int, values: Table) -> int:
-    """The letters seen in {"stream":"...","data":{...}}, written just so; -1 for anything else."""
-    if load8(buffer, at) != _STREAM_1 or load8(buffer, at + 8) & _THREE_BYTES != _STREAM_2:
-        return -1
-    inner, _ = skip_string(buffer, at + 11, end)
-    if inner < 0 or load8(buffer, inner) != _DATA or load1(buffer, inner + 8) != 0x7B:
-        return -1
-    after, seen, _ = walk_object(buffer, inner + 8, end, values, 2)
-    return seen if after == end - 1 and load1(buffer, after) == 0x7D else -1
-
-
-@inlined
 def frame_span(buffer: Bytes, start: int, end: int) -> tuple[int, int, int]:
     """(code, first byte of the payload, byte after it) of the frame at `start`."""
     if end - start < 2:
@@ -449,10 +601,14 @@ def decode(buffer: Bytes, start: int, end: int, recv_ns: int, state: Table, lane
     """
     state[CODE] = MORE
     frames, begin, element, after = 0, start, -1, start
+    values, shapes = lane.values, lane.shapes
     while True:
+        which = -1
         if element >= 0:
-            element, seen = next_element(buffer, element, after, lane.values)
+            element, seen = next_element(buffer, element, after, values)
             kind = EVENT if seen >= 0 else BROKEN
+            event = event_code(buffer, values, seen) if seen >= 0 else STRANGER
+            lane.stats[_UNKNOWN_KEYS] += strange_keys(event, seen)
         else:
             code, at, after = frame_span(buffer, start, end)
             if code != REPLY:
@@ -460,12 +616,16 @@ def decode(buffer: Bytes, start: int, end: int, recv_ns: int, state: Table, lane
                 break
             frames += 1
             start = after
-            kind, seen = EVENT, walk_usual(buffer, at, after, lane.values)
-            if seen < 0:
-                kind, seen, element = walk_document(buffer, at, after, lane.values)
-                element = element if kind == LIST else -1
+            which = walk_usual(buffer, at, after, values, shapes)
+            if which >= 0:
+                kind, head = EVENT, which * HEAD_WORDS
+                event = take(shapes.heads, head + SHAPE_EVENT)
+                seen = take(shapes.heads, head + SEEN)
+                lane.stats[_UNKNOWN_KEYS] += take(shapes.heads, head + STRANGE)
+            else:
+                kind, event, seen, element = walk_unusual(lane, buffer, at, after)
         if kind == EVENT:
-            on_event(lane, state, buffer, seen, recv_ns)
+            on_event(lane, state, buffer, event, seen, recv_ns, which >= 0)
         elif kind == BROKEN:
             lane.stats[_MALFORMED] += 1
         elif kind == ANSWER:

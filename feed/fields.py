@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feed.walk import (
+    _AP,
     _CLOSE,
     _COLON,
     _COMMA,
@@ -23,14 +24,15 @@ from feed.walk import (
     _KEY1,
     _KEY1_MASK,
     _KEY2,
-    _KEY2_ALL,
     _KEY2_MASK,
-    _KEY2_ST,
     _KEY_DATA,
     _MINUS,
+    _NQ,
     _NULL,
     _POW10_FLOAT,
+    _PS,
     _QUOTE,
+    _ST,
     _TRUE,
     _WORD4,
     BOOL,
@@ -39,6 +41,7 @@ from feed.walk import (
     EXACT_SCALE,
     INEXACT,
     KEY_DATA,
+    KEY_OTHER,
     KEY_ST,
     KEY_TWO,
     KEY_UNKNOWN,
@@ -176,7 +179,8 @@ def read_string_slow(buffer: Bytes, at: int, end: int, values: Table, letter: in
 def read_other(buffer: Bytes, at: int, end: int, values: Table, letter: int, depth: int) -> int:
     """Any value but a string, a truth or a plain non-negative integer."""
     byte = load1(buffer, at)
-    values[letter, 0], values[letter, 1], values[letter, 3] = 0, OTHER, -1
+    values[letter, 0], values[letter, 1] = 0, OTHER
+    values[letter, 2], values[letter, 3] = at, -1
     if byte != _MINUS and (byte < 0x30 or byte > 0x39):
         return skip_value(buffer, at, end, depth)
     after = skip_number(buffer, at, end)
@@ -231,6 +235,14 @@ def read_value(buffer: Bytes, at: int, end: int, values: Table, letter: int, dep
     return read_other(buffer, at, end, values, letter, depth)
 
 
+@inlined
+def two_letters(code: int) -> int:
+    """The key of two letters, given as 16 bits."""
+    if code == _ST:
+        return KEY_ST
+    return KEY_TWO if (code == _NQ) | (code == _PS) | (code == _AP) else KEY_UNKNOWN
+
+
 @kernel
 def read_key(buffer: Bytes, at: int, end: int) -> tuple[int, int]:
     """(position of the value, letter or a KEY_ code) of any key, escapes and all."""
@@ -248,8 +260,8 @@ def read_key(buffer: Bytes, at: int, end: int) -> tuple[int, int]:
     first = load1(buffer, start)
     if size == 1 and 0x41 <= (first & ~0x20) <= 0x5A:
         key = first - 0x41
-    elif size == 2 and first == 0x73 and load1(buffer, start + 1) == 0x74:
-        key = KEY_ST
+    elif size == 2:
+        key = two_letters(load8(buffer, start) & 0xFFFF)
     elif size == 4 and (load8(buffer, start) & _WORD4) == (_KEY_DATA & _WORD4):
         key = KEY_DATA
     at = skip_space(buffer, at, end)
@@ -288,7 +300,7 @@ def walk_object(
             if load1(buffer, at) <= 0x20:
                 at = skip_space(buffer, at, end)
         elif (word & _KEY2_MASK) == _KEY2 and is_word2(word):
-            at, key = at + 5, (KEY_ST if word & _KEY2_ALL == _KEY2_ST else KEY_TWO)
+            at, key = at + 5, two_letters(word >> 8 & 0xFFFF)
             if load1(buffer, at) <= 0x20:
                 at = skip_space(buffer, at, end)
         else:
@@ -303,6 +315,7 @@ def walk_object(
             if key == KEY_DATA:
                 first = load1(buffer, at)
                 data = at if first == 0x7B or first == 0x5B else -1
+            seen |= 1 << KEY_OTHER
             at = skip_value(buffer, at, end, depth)
         if at < 0 or at >= end:
             return MALFORMED, 0, -1

@@ -6,10 +6,15 @@ Warm-up up to minute M, the start of the minute of the first live trade:
     prefixes 1d .. 5m: the forming candle up to M, folded from finer candles; omitted when empty
     trades   of minute M, up to the first live id, by REST; then the waiting ones, then HEALED
 
+Minute M's trades weigh 20 a thousand. Where that is more than the symbol's share of the budget, its
+trades begin with the first live one, and M is corrected like a bar that lost some.
+
 A hole is filled id by id when it is small and the weight budget allows, else it is declared lost:
 GAP with its count, and each bar it touched is replaced by a BAR with CLOSED | CORRECTION once the
-bar is over. The symbol is HEALED when its 1m bars are right again; coarser corrections follow as
-their bars end.
+bar is over and the symbol's trades of that time are all published, never before: a correction
+holds every trade of its bar, so one that came after it would count twice. The symbol is HEALED
+when its 1m bars are right again. A coarser bar that is still forming is right from then on too,
+because the reader makes it of the finer ones; its own correction follows when it ends.
 """
 
 from __future__ import annotations
@@ -38,7 +43,11 @@ from records import (
 
 BARS_MAX: Final = 120  # closed 1m candles at most
 COARSE_BARS_MAX: Final = 100  # of each coarser timeframe: 100 rows weigh 1, more weigh 2
+CORRECTED_BARS_MAX: Final = 130  # of a timeframe and symbol: readers keep 128
+CANDLES_RESERVE: Final = 120  # weight a minute that trades leave to candles
 SETTLE_MS: Final = 2_000  # market ms after a bar's end before its candle is taken as final
+
+SUM_SHARE: Final = 1e-9  # doubles added up, against an exact decimal
 
 Records = npt.NDArray[Any]  # RECORD
 
@@ -80,16 +89,6 @@ def gap(row: int, first: int, count: int, from_ms: int, to_ms: int, recv_ns: int
     made["kind"], made["symbol"], made["id"], made["recv_ns"] = GAP, row, first, recv_ns
     made["a"], made["b"], made["c"], made["exch_ns"] = count, from_ms, to_ms, to_ms * NS_PER_MS
     return made
-
-
-def lost_spans(records: Records) -> dict[int, tuple[int, int]]:
-    """Row -> market ms (from, to) of the trades that GAPs among `records` declare lost."""
-    spans: dict[int, tuple[int, int]] = {}
-    for record in records[(records["kind"] == GAP) & (records["a"] > 0)]:
-        row, from_ms, to_ms = int(record["symbol"]), int(record["b"]), int(record["c"])
-        old = spans.get(row, (from_ms, to_ms))
-        spans[row] = (min(old[0], from_ms), max(old[1], to_ms))
-    return spans
 
 
 def announcement(row: int, name: str, recv_ns: int) -> Records:
@@ -171,13 +170,17 @@ def corrections(lost_from_ms: int, lost_to_ms: int) -> tuple[Correction, ...]:
     )
 
 
-def merged(old: Correction | None, new: Correction) -> Correction:
-    """One correction for both ranges, so that one per symbol and timeframe is enough."""
-    if old is None:
-        return new
-    return Correction(
-        new.timeframe_min, min(old.first_ms, new.first_ms), max(old.last_ms, new.last_ms)
-    )
+def opens(correction: Correction) -> set[int]:
+    """Open times of its bars, the newest CORRECTED_BARS_MAX."""
+    span_ms = correction.timeframe_min * MS_PER_MIN
+    first_ms = max(correction.first_ms, correction.last_ms - (CORRECTED_BARS_MAX - 1) * span_ms)
+    return set(range(first_ms, correction.last_ms + 1, span_ms))
+
+
+def due(planned: set[int], timeframe_min: int, market_ms: int) -> Correction | None:
+    """The bars among `planned` (open times) that are over, as one range; None when none is."""
+    over = [ms for ms in planned if Correction(timeframe_min, ms, ms).due_ms <= market_ms]
+    return Correction(timeframe_min, min(over), max(over)) if over else None
 
 
 def correction_flags() -> int:
@@ -190,6 +193,26 @@ def patience(used_weight: int, waiting: int, side_slots: int) -> int:
     less than half full; then what this minute still has.
     """
     return binance.WEIGHT_PER_MIN if 2 * waiting < side_slots else weight_left(used_weight)
+
+
+def worth_warming(trades_max: int, weight: int, waiting: int) -> bool:
+    """Whether a warm-up fetches its minute's trades: `waiting` symbols share the weight."""
+    cost = max(pages(trades_max), 1) * binance.AGG_TRADES_WEIGHT
+    return cost * max(waiting, 1) <= weight
+
+
+def reaches_back(trades: Records, candle: Klines) -> bool:
+    """Whether fetched trades of a minute begin with its first one; `candle` is its row, or none.
+
+    An exchange that keeps too few gives the newest of them without a word. The candle was asked for
+    before the trades, so its volume is the sum of some of the first of them, if they are the first.
+    """
+    if not len(candle):
+        return True  # nothing had traded yet
+    volume, sums = float(candle[0, VOLUME]), np.concatenate([[0.0], np.cumsum(trades["b"])])
+    if len(trades) == binance.AGG_TRADES_MAX and sums[-1] < volume:  # a first page of several
+        return bool(trades["a"][0] == candle[0, OPEN])
+    return bool(np.any(np.abs(sums - volume) <= SUM_SHARE * max(volume, 1.0)))
 
 
 def pages(count: int) -> int:

@@ -17,26 +17,27 @@ import numpy as np
 from clock import boot_ns
 from feed import binance, heal, lane
 from feed.binance import NS_PER_MS
-from feed.heal import Correction, Records
+from feed.corrections import Corrections
+from feed.heal import Records
 from feed.lane import COUNT, FIRST, HELD, LAST_ID, LAST_NS, LIVE, STAT, STATUS, UNSURE, Lane
+from feed.outbox import ROOM_WAIT_S, Outbox
 from feed.rest import Rest, RestError
-from records import DROP, HEALED, TIMEFRAMES_MIN
+from records import DROP, TIMEFRAMES_MIN
 
 log = logging.getLogger("feed.history")
 
 TASKS_MAX: Final = 6
 FIRST_TRADE_S: Final = 3.0  # a symbol that does not trade for so long is warmed up to now
-ROOM_WAIT_S: Final = 0.005
 LOOK_S: Final = 0.02
-LAG_WAIT_S: Final = 0.25  # REST may be behind the socket
-LAG_WAITS_MAX: Final = 8
+LAG_WAIT_S: Final = 0.25  # REST may be behind the socket; doubled after each look
+LAG_WAITS_MAX: Final = 4
 RETRY_S: Final = 1.0  # doubled after each failure
 RETRY_S_MAX: Final = 30.0
-BARS_WEIGHT: Final = 1 + len(TIMEFRAMES_MIN)
+NEWEST_BARS: Final = 2  # 1m candles asked for beyond the closed ones: the minute itself, and a next
 
 
 class History:
-    """Warm-up, healing and corrections of one lane."""
+    """Warm-up and healing of one lane; what cannot be healed is corrected."""
 
     def __init__(
         self,
@@ -51,16 +52,17 @@ class History:
         self._is_live = is_live  # whether the symbol's trades are flowing
         self._on_whole = on_whole  # told when a warm-up or healing is over
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._loose: set[asyncio.Task[None]] = set()
+        self._warming: set[int] = set()  # rows that wait for, or are in, their warm-up
         self._gate = asyncio.Semaphore(TASKS_MAX)
         self.names: dict[int, str] = {}
-        self._corrections: dict[tuple[int, int], Correction] = {}
-        self._lossy: set[int] = set()  # GAP told, 1m bars not yet corrected: not HEALED
+        self.outbox = Outbox(lane_)
+        self._corrections = Corrections(lane_, rest, self.outbox, self.names)
 
     # --- asked for by main ---
 
     def warm_up(self, row: int) -> None:
         """Announce a HELD symbol's past: bars, the minute's trades, then the live ones."""
+        self._warming.add(row)
         self._start(row, self._warm)
 
     def mend(self, row: int) -> None:
@@ -76,44 +78,32 @@ class History:
         task = self._tasks.pop(row, None)
         if task is not None:
             task.cancel()
-        self._lossy.discard(row)
-        for key in [key for key in self._corrections if key[0] == row]:
-            del self._corrections[key]
+        self._warming.discard(row)
+        self._corrections.forget(row)
+        self.outbox.forget(row)
 
     def lost(self, row: int, from_ms: int, to_ms: int) -> None:
         """Trades between two market times are gone and GAP says so: plan their bars' correction."""
-        self._lossy.add(row)
-        for correction in heal.corrections(min(from_ms or to_ms, to_ms), to_ms):
-            key = (row, correction.timeframe_min)
-            self._corrections[key] = heal.merged(self._corrections.get(key), correction)
+        self._corrections.plan(row, from_ms, to_ms)
 
     def tick(self, market_ms: int) -> None:
-        """Start the corrections whose bars are over."""
-        for key, correction in list(self._corrections.items()):
-            if correction.due_ms <= market_ms:
-                del self._corrections[key]
-                self._spawn(self._correct(key[0], correction))
+        """Say what had no room, start the corrections whose bars are over."""
+        self.outbox.flush()
+        self._corrections.tick(market_ms)
 
-    def say(self, records: Records) -> None:
-        """Publish records, at once if there is room."""
-        done = lane.emit(self._lane, records, 0)
-        if done < len(records):
-            self._spawn(self._emit_rest(records, done))
+    def say(self, row: int, records: Records) -> None:
+        """Publish a symbol's records, in order, as room comes."""
+        self.outbox.say(row, records)
 
     async def close(self) -> None:
         """Cancel everything and wait for it."""
-        tasks = [*self._tasks.values(), *self._loose]
+        tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._corrections.close()
 
     # --- inside ---
-
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        assert isinstance(task, asyncio.Task)
-        self._loose.add(task)
-        task.add_done_callback(self._loose.discard)
 
     def _start(self, row: int, work: Callable[[int], Awaitable[None]]) -> None:
         if row in self._tasks:
@@ -134,6 +124,7 @@ class History:
         while True:
             try:
                 await work(row)
+                self._warming.discard(row)
                 if self._get(row, STATUS) == LIVE:
                     self._on_whole(row)
                 return
@@ -152,42 +143,83 @@ class History:
         record = self._lane.side[self._get(row, FIRST)]
         return int(record["id"]), int(record["exch_ns"]) // NS_PER_MS
 
-    async def _emit_rest(self, records: Records, begin: int, row: int | None = None) -> None:
-        """Publish records[begin:] as room comes; trades only while their symbol is HELD."""
-        while begin < len(records):
-            if row is not None and self._get(row, STATUS) != HELD:
-                return
-            begin = lane.emit(self._lane, records, begin)
-            if begin < len(records):
-                await asyncio.sleep(ROOM_WAIT_S)
-
     async def _trades(self, row: int, from_id: int | None, start_ms: int | None) -> Records:
-        await self._rest.budget(binance.AGG_TRADES_WEIGHT)
         path = binance.trades_path(self.names[row], from_id, start_ms)
-        return binance.parse_trades(await self._rest.get(path), row, boot_ns())
+        body = await self._rest.fetch(path, binance.AGG_TRADES_WEIGHT)
+        return binance.parse_trades(body, row, boot_ns())
 
-    async def _klines(
-        self, row: int, timeframe_min: int, start_ms: int | None, end_ms: int, limit: int
-    ) -> binance.Klines:
-        path = binance.klines_path(self.names[row], timeframe_min, start_ms, end_ms, limit)
-        return binance.parse_klines(await self._rest.get(path))
+    async def _klines(self, row: int, timeframe_min: int, minute_ms: int) -> binance.Klines:
+        """Closed candles for a warm-up up to a minute; of 1m ones the newest too."""
+        limit, end_ms = heal.bars_max(timeframe_min), heal.floor_ms(minute_ms, timeframe_min) - 1
+        if timeframe_min == TIMEFRAMES_MIN[0]:
+            limit, end_ms = limit + NEWEST_BARS, end_ms + NEWEST_BARS * binance.MS_PER_MIN
+        path = binance.klines_path(self.names[row], timeframe_min, None, end_ms, limit)
+        return binance.parse_klines(await self._rest.fetch(path, binance.klines_weight(limit)))
+
+    # --- warm-up ---
 
     async def _warm(self, row: int) -> None:
         first_ms = await self._first_trade_ms(row)
         async with self._gate:
-            minute_ms = heal.floor_ms(first_ms, 1)
-            await self._rest.budget(BARS_WEIGHT)
-            answers = await asyncio.gather(
-                *(
-                    self._klines(row, t, None, heal.floor_ms(minute_ms, t) - 1, heal.bars_max(t))
-                    for t in TIMEFRAMES_MIN
-                )
-            )
-            history = dict(zip(TIMEFRAMES_MIN, answers, strict=True))
+            if self._get(row, LAST_ID) == 0:  # else a run before this one came as far as the hole
+                await self._begin(row, heal.floor_ms(first_ms, 1))
+            await self._close_hole(row, told=np.iinfo(np.int64).max)
+
+    async def _begin(self, row: int, minute_ms: int) -> None:
+        """Everything up to the id from which the symbol is continuous."""
+        answers = await asyncio.gather(*(self._klines(row, t, minute_ms) for t in TIMEFRAMES_MIN))
+        history = dict(zip(TIMEFRAMES_MIN, answers, strict=True))
+        fine = history[TIMEFRAMES_MIN[0]]
+        trades = await self._minute_trades(row, minute_ms, fine)
+        await self.outbox.publish(heal.warm_up_bars(row, history, minute_ms, boot_ns()))
+        if trades is None or not len(trades):
+            before, before_ms = await self._before_live(row, minute_ms)
+        else:
+            before, before_ms = int(trades["id"][0]) - 1, minute_ms
+        self._lane.symbols[row, LAST_ID] = before
+        self._lane.symbols[row, LAST_NS] = minute_ms * NS_PER_MS
+        if trades is None:  # what came between the minute's start and there is in no bar of ours
+            self.lost(row, minute_ms, before_ms)
+        else:
+            await self._publish_page(row, trades)
+
+    async def _before_live(self, row: int, minute_ms: int) -> tuple[int, int]:
+        """(id, market ms at most) of the last trade before the first live one, be it waiting or
+        still to come."""
+        first_id, first_ms = self._first_waiting(row)
+        if first_id:
+            return first_id - 1, max(first_ms, minute_ms)
+        path = binance.trades_path(self.names[row], limit=1)
+        body = await self._rest.fetch(path, binance.AGG_TRADES_WEIGHT)
+        found = binance.parse_trades(body, row, boot_ns())
+        if not len(found):
+            return 0, minute_ms
+        return int(found["id"][-1]), max(int(found["exch_ns"][-1]) // NS_PER_MS, minute_ms)
+
+    async def _minute_trades(
+        self, row: int, minute_ms: int, fine: binance.Klines
+    ) -> Records | None:
+        """The minute's trades from its first on; None when they cost too much and a trade waits to
+        begin with, or when REST does not have the first ones.
+
+        `fine` holds the minute's candle and bounds the number of trades: klines count single ones,
+        which are aggregated here.
+        """
+        opens, left = fine[:, binance.OPEN_MS], self._rest.left() - heal.CANDLES_RESERVE
+        single = int(fine[opens >= minute_ms, binance.TRADES].sum())
+        if not heal.worth_warming(single, left, len(self._warming)) and self._waits(row):
+            return None
+        for look in range(LAG_WAITS_MAX):
             trades = await self._trades(row, None, minute_ms)
-            await self._emit_rest(heal.warm_up_bars(row, history, minute_ms, boot_ns()), 0)
-            await self._anchor(row, trades, minute_ms)
-            await self._close_hole(row)
+            if len(trades):
+                return trades if heal.reaches_back(trades, fine[opens == minute_ms]) else None
+            if not self._waits(row):
+                return trades
+            await asyncio.sleep(LAG_WAIT_S * 2**look)  # the waiting one is of that minute or later
+        return None  # REST stays behind the socket
+
+    def _waits(self, row: int) -> bool:
+        return self._first_waiting(row)[0] > 0
 
     async def _first_trade_ms(self, row: int) -> int:
         """Market time of the first live trade, or now when the symbol is quiet."""
@@ -202,69 +234,27 @@ class History:
             await asyncio.sleep(LOOK_S)
             waited_s += LOOK_S
 
-    async def _anchor(self, row: int, trades: Records, minute_ms: int) -> None:
-        """Set the id from which the symbol is continuous: the one before minute M's first."""
-        first_id, _ = self._first_waiting(row)
-        if len(trades):
-            before = int(trades["id"][0]) - 1
-        elif first_id:
-            before = first_id - 1
-        else:
-            newest = await self._rest.get(binance.trades_path(self.names[row], limit=1))
-            found = binance.parse_trades(newest, row, boot_ns())
-            before = int(found["id"][-1]) if len(found) else 0
-        if self._get(row, STATUS) != HELD:  # the side buffer overflowed meanwhile: GAP tells
-            return
-        self._lane.symbols[row, LAST_ID] = before
-        self._lane.symbols[row, LAST_NS] = minute_ms * NS_PER_MS
-        await self._publish_page(row, trades)
+    # --- holes ---
 
-    async def _publish_page(self, row: int, trades: Records) -> None:
-        """Publish of fetched trades what continues the symbol, up to the first waiting one."""
+    async def _publish_page(self, row: int, trades: Records, after_id: int | None = None) -> None:
+        """Publish of fetched trades what continues the symbol, up to the first waiting one.
+
+        What was asked for `after_id` and begins later shows that REST does not keep the rest.
+        """
         first_id, _ = self._first_waiting(row)
-        begin = self._get(row, LAST_ID) + 1
         stop = first_id - 1 if first_id else np.iinfo(np.int64).max
-        await self._emit_rest(heal.in_sequence(trades, begin, stop), 0, row)
+        inside = trades[trades["id"] <= stop]
+        if after_id is not None and len(inside) and int(inside["id"][0]) > after_id + 1:
+            gone = int(inside["id"][0]) - after_id - 1
+            await self._give_up(row, gone, int(inside["exch_ns"][0]) // NS_PER_MS)
+        begin = self._get(row, LAST_ID) + 1
+        await self.outbox.publish(heal.in_sequence(inside, begin, stop), row)
 
     async def _mend(self, row: int) -> None:
         async with self._gate:
             if self._get(row, STATUS) == UNSURE:
                 self._lane.symbols[row, STATUS] = HELD
             await self._close_hole(row)
-
-    async def _close_hole(self, row: int) -> None:
-        """Fetch or give up what is missing, hole by hole, until the symbol is LIVE."""
-        lags = 0
-        while self._get(row, STATUS) == HELD:
-            missing = self._missing(row)
-            if missing == 0:
-                code = lane.release(self._lane, row, boot_ns(), int(row not in self._lossy))
-                if code == 1:
-                    await asyncio.sleep(ROOM_WAIT_S)
-                continue
-            waiting = int(self._lane.stats[STAT["held"]])
-            left = heal.patience(self._rest.used_weight, waiting, len(self._lane.side))
-            known = missing > 0
-            if known and not heal.worth_fetching(missing, self._heal_trades_max, left):
-                await self._give_up(row, missing)
-                continue
-            last_id = self._get(row, LAST_ID)
-            page = await self._trades(row, last_id + 1, None)
-            await self._publish_page(row, page)
-            if self._get(row, LAST_ID) > last_id:
-                lags = 0
-                quiet = not known and len(page) < binance.AGG_TRADES_MAX
-            else:
-                lags += 1
-                quiet = not known
-            if quiet and self._missing(row) < 0:  # REST has no more and nothing waits: up to date
-                if not self._is_live(row):
-                    return  # the socket is down: asked for again when it is back
-                lane.release(self._lane, row, boot_ns(), int(row not in self._lossy))
-            elif lags > LAG_WAITS_MAX and self._missing(row) > 0:
-                await self._give_up(row, self._missing(row))
-            elif lags:
-                await asyncio.sleep(LAG_WAIT_S)
 
     def _missing(self, row: int) -> int:
         """Trades missing before the first waiting one; -1 when none waits: nobody can tell."""
@@ -274,44 +264,55 @@ class History:
             return -1
         return max(0, first_id - last_id - 1) if last_id else 0
 
-    async def _give_up(self, row: int, count: int) -> None:
-        """Declare a hole lost: GAP with its count, the waiting trades go out, bars follow later."""
+    async def _close_hole(self, row: int, told: int = 0) -> None:
+        """Fetch or give up what is missing, hole by hole, until the symbol is LIVE.
+
+        Holes behind id `told` are logged.
+        """
+        lags = 0
+        while self._get(row, STATUS) == HELD:
+            missing, last_id = self._missing(row), self._get(row, LAST_ID)
+            if missing == 0:
+                if lane.release(self._lane, row, boot_ns()) == 1:
+                    await asyncio.sleep(ROOM_WAIT_S)
+                continue
+            if missing > 0 and told <= last_id:
+                told = last_id + missing
+                log.info("hole symbol=%s first=%d count=%d", self.names[row], last_id + 1, missing)
+            if missing > 0 and (not self._worth_fetching(missing) or lags > LAG_WAITS_MAX):
+                await self._give_up(row, missing, self._first_waiting(row)[1])
+                continue
+            if self._rest.left() < binance.AGG_TRADES_WEIGHT + heal.CANDLES_RESERVE:
+                await self._rest.look()
+                continue
+            page = await self._trades(row, last_id + 1, None)
+            await self._publish_page(row, page, last_id)
+            lags = 0 if self._get(row, LAST_ID) > last_id else lags + 1
+            if missing < 0 and self._missing(row) < 0 and len(page) < binance.AGG_TRADES_MAX:
+                if not self._is_live(row):
+                    return  # the socket is down: asked for again when it is back
+                if lane.release(self._lane, row, boot_ns()) == 1:  # up to date, but for the room
+                    await asyncio.sleep(LAG_WAIT_S)
+            elif lags:
+                await asyncio.sleep(LAG_WAIT_S * 2 ** (lags - 1))
+
+    def _worth_fetching(self, missing: int) -> bool:
+        waiting, spent = int(self._lane.stats[STAT["held"]]), self._rest.spent
+        left = heal.patience(spent + heal.CANDLES_RESERVE, waiting, len(self._lane.side))
+        return heal.worth_fetching(missing, self._heal_trades_max, left)
+
+    async def _give_up(self, row: int, count: int, to_ms: int) -> None:
+        """Declare what comes next lost: GAP with its count, bars follow later."""
         first = self._get(row, LAST_ID) + 1
-        _, to_ms = self._first_waiting(row)
-        from_ms = self._get(row, LAST_NS) // NS_PER_MS or to_ms
+        from_ms = self._get(row, LAST_NS) // NS_PER_MS or to_ms - lane.UNKNOWN_SPAN_MS
         log.warning("hole lost symbol=%s first=%d count=%d", self.names[row], first, count)
         told = heal.gap(row, first, count, from_ms, to_ms, boot_ns())
-        await self._emit_rest(told, 0, row)
+        await self.outbox.publish(told, row)
         if self._get(row, STATUS) != HELD or self._get(row, LAST_ID) + 1 != first:
             return
         self._lane.symbols[row, LAST_ID] = first + count - 1
         self._lane.stats[STAT["lost_trades"]] += count
         self.lost(row, from_ms, to_ms)
-
-    async def _correct(self, row: int, correction: Correction) -> None:
-        """Replace the bars that lost trades; after the 1m ones the symbol is whole."""
-        timeframe_min = correction.timeframe_min
-        end_ms = correction.last_ms + timeframe_min * binance.MS_PER_MIN - 1
-        try:
-            await self._rest.budget(binance.AGG_TRADES_WEIGHT)
-            candles = await self._klines(
-                row, timeframe_min, correction.first_ms, end_ms, binance.KLINES_MAX
-            )
-        except (RestError, binance.BadAnswer) as error:
-            log.warning("correction symbol=%s reason=%s", self.names.get(row), error)
-            if row in self.names:
-                key = (row, timeframe_min)
-                self._corrections[key] = heal.merged(self._corrections.get(key), correction)
-            return
-        if row not in self.names:
-            return
-        flags = heal.correction_flags()
-        await self._emit_rest(heal.bars(row, timeframe_min, candles, flags, boot_ns()), 0)
-        self._lane.stats[STAT["corrections"]] += len(candles)
-        if timeframe_min == TIMEFRAMES_MIN[0] and (row, timeframe_min) not in self._corrections:
-            self._lossy.discard(row)
-            if self._get(row, STATUS) == LIVE:
-                self.say(heal.marker(HEALED, row, boot_ns()))
 
 
 def reset_records(row: int, name: str, drop: bool, recv_ns: int) -> Records:

@@ -11,12 +11,16 @@ A hole turns LIVE into HELD: GAP with count 0 is published ("from this id on som
 nothing is lost yet"), the trades behind it wait, Python fetches. When the side buffer is full, or
 the ring has no room, nothing is dropped silently: the symbol keeps one pending hole (first id,
 count), published as GAP with that count, and b .. c the market ms it spans, as soon as there is
-room. Quotes and marks are conflated:
-once less than a quarter of the ring is free, the newest per symbol waits, replaced ones are
-counted. Trades may use the last slot.
+room and before anything else of the symbol; lost_trades counts what was told so. The GAP with
+count 0 waits for room too, and is forgotten if the symbol is LIVE again before. Ids of refused
+prints are told by a GAP with flag REFUSED. Quotes and marks are conflated: once less than a quarter
+of the ring is free, the newest per symbol waits, replaced ones are counted. Trades may use the last
+slot.
 
 `last_ids`, the restarted feed's memory, is written after the head: a feed that dies between
-the two publishes a trade twice, never not at all.
+the two publishes a trade twice, never not at all. Counters are exact within one life of the feed;
+one that dies within a pass has counted, at most, that pass's records without publishing them.
+`lost` is its memory of what bars still need a correction, written before the GAP is visible.
 """
 
 from __future__ import annotations
@@ -26,10 +30,24 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from barrier import publish, room
 from feed.fields import NAME_BYTES, Names, build_table
+from feed.shape import Shapes, make_shapes
 from feed.walk import LETTERS, SLACK_BYTES, Table, inlined, kernel
-from records import BAR, GAP, HEALED, MARK, QUOTE, RECORD, TRADE
-from ring import CHANNELS, FEED_COUNTERS, HEAD, TAIL, Ring, publish, room
+from records import (
+    BAR,
+    BAR_VOLUME,
+    CLOSED,
+    EXCHANGE,
+    GAP,
+    HEALED,
+    MARK,
+    QUOTE,
+    RECORD,
+    REFUSED,
+    TRADE,
+)
+from ring import CHANNELS, FEED_COUNTERS, HEAD, TAIL, Ring
 
 Slots = npt.NDArray[Any]  # RECORD
 
@@ -43,13 +61,17 @@ LIVE, UNSURE, HELD = 0, 1, 2
 # Columns of `symbols`.
 STATUS, REPORT, FIRST, LAST, COUNT, NEWEST_HELD, LAST_ID, LAST_NS = range(8)
 GAP_FIRST, GAP_COUNT, LOST_FROM_NS, LOST_TO_NS, UPDATE_ID, WAITING = range(8, 14)
+LOSSY: Final = 14  # 1 from a GAP with a count to the correction of its bars: not HEALED before
 SYMBOL_COLUMNS: Final = 16
+DOUBT: Final = 4  # bit of WAITING, beside those of quote and mark: a GAP with count 0 waits
 # Bits of REPORT: what Python must look at.
 HOLE, LOST, WHOLE = 1, 2, 4
 # Columns of `levels`: the robust references of a price.
 MID, MARK_PRICE = 0, 1
-# Words of `control`.
-NEWEST_MS, BOUND_MS, SIDE_FREE, PENDING, REPORTS, PUBLISHED = range(6)
+# Words of `control`. LOOSE_IDS: 1 takes ids that only rise, from streams made for a benchmark.
+NEWEST_MS, BOUND_MS, SIDE_FREE, PENDING, REPORTS, PUBLISHED, LOOSE_IDS = range(7)
+
+UNKNOWN_SPAN_MS: Final = 2 * 3_600_000  # a loss that began at an unknown time: 1m bars of a warm-up
 
 STAT: Final = {name: index for index, name in enumerate(FEED_COUNTERS)}
 _TRADES, _QUOTES, _MARKS = STAT["trades"], STAT["quotes"], STAT["marks"]
@@ -57,17 +79,19 @@ _HELD, _DROPPED, _LOST = STAT["held"], STAT["dropped_trades"], STAT["lost_trades
 _CONFLATED, _WAITING, _DEGRADED = STAT["conflated"], STAT["waiting"], STAT["degraded_prints"]
 _HEALED_TRADES, _BARS, _DUPLICATE = STAT["healed_trades"], STAT["bars"], STAT["refused_duplicate"]
 _AGE_TRADE, _AGE_QUOTE, _AGE_MARK = (CHANNELS.index(name) for name in ("trade", "quote", "mark"))
+_KLINES_DROPPED = STAT["klines_dropped"]
 _SKIP = 0  # kind of a waiting record whose id is used up but which the firewall refused
 _DEGRADED_FLAG = 2
 
 
 class Lane(NamedTuple):
-    """Every array a kernel needs; the first six are the ring's own."""
+    """Every array a kernel needs; those up to `ages` are the ring's own."""
 
     words: Table
     slots: Slots
     stats: Table
     last_ids: Table
+    lost: Table
     ages: Table
     cursor: Table  # (next sequence to write, tail as last seen)
     control: Table
@@ -79,6 +103,8 @@ class Lane(NamedTuple):
     table: Table
     names: Names  # rows * NAME_BYTES, flat, with slack
     values: Table
+    shapes: Shapes  # layouts of frames that were seen
+    heard: Table  # [rows, 2 * len(CHANNELS)]: as ages, per side of a link, duplicates included
 
 
 def make_lane(ring: Ring, side_slots: int = SIDE_SLOTS) -> Lane:
@@ -97,6 +123,7 @@ def make_lane(ring: Ring, side_slots: int = SIDE_SLOTS) -> Lane:
         slots=ring.slots,
         stats=ring.feed_stats,
         last_ids=ring.last_ids,
+        lost=ring.lost,
         ages=ring.ages,
         cursor=np.array([ring.words[HEAD], ring.words[TAIL]], np.int64),
         control=control,
@@ -108,6 +135,8 @@ def make_lane(ring: Ring, side_slots: int = SIDE_SLOTS) -> Lane:
         table=np.full(size, -1, np.int64),
         names=np.zeros(rows * NAME_BYTES + SLACK_BYTES, np.uint8),
         values=np.zeros((LETTERS, 4), np.int64),
+        shapes=make_shapes(),
+        heard=np.zeros((rows, 2 * len(CHANNELS)), np.int64),
     )
 
 
@@ -130,6 +159,7 @@ def clear_symbol(lane: Lane, row: int) -> None:
     lane.symbols[row, FIRST] = lane.symbols[row, LAST] = -1
     lane.levels[row] = 0.0
     lane.ages[row] = 0
+    lane.heard[row] = 0
     lane.names[row * NAME_BYTES : (row + 1) * NAME_BYTES] = 0
     build_table(lane.table, lane.names, len(lane.symbols))
 
@@ -172,7 +202,8 @@ def commit(lane: Lane) -> None:
         if record.kind == TRADE:
             lane.last_ids[record.symbol] = record.id
         elif record.kind == GAP and record.a > 0:
-            lane.last_ids[record.symbol] = record.id + int(record.a) - 1
+            end = record.id + int(record.a) - 1
+            lane.last_ids[record.symbol] = max(lane.last_ids[record.symbol], end)
         elif record.kind == HEALED and record.id > 0:
             lane.last_ids[record.symbol] = record.id
     lane.control[PUBLISHED] = head
@@ -187,17 +218,38 @@ def report(lane: Lane, row: int, what: int) -> None:
 
 @kernel
 def lose(lane: Lane, row: int, first: int, count: int, from_ns: int, to_ns: int) -> None:
-    """Extend the symbol's pending hole; holes of one symbol are always adjacent."""
+    """Extend the symbol's pending hole; holes of one symbol are always adjacent. 0: from a time
+    that nobody knows."""
     symbol = lane.symbols[row]
+    if from_ns <= 0:
+        from_ns = to_ns - UNKNOWN_SPAN_MS * NS_PER_MS
     if symbol[GAP_COUNT] == 0:
         symbol[GAP_FIRST] = first
         lane.control[PENDING] += 1
-    if symbol[LOST_TO_NS] == 0:
+    if symbol[LOST_TO_NS] == 0 or from_ns < symbol[LOST_FROM_NS]:
         symbol[LOST_FROM_NS] = from_ns
     symbol[LOST_TO_NS] = max(symbol[LOST_TO_NS], to_ns)
     symbol[GAP_COUNT] = first + count - symbol[GAP_FIRST]
     symbol[LAST_ID] = first + count - 1
-    lane.stats[_LOST] += count
+
+
+def take_loss(lane: Lane, row: int) -> tuple[int, int]:
+    """Market ms (from, to) of what was lost since this was asked last. A hole that waits for room
+    keeps its times: it is told, and asked for, once more."""
+    symbol = lane.symbols[row]
+    from_ns, to_ns = int(symbol[LOST_FROM_NS]), int(symbol[LOST_TO_NS])
+    if symbol[GAP_COUNT] == 0:
+        symbol[LOST_FROM_NS] = symbol[LOST_TO_NS] = 0
+    return from_ns // NS_PER_MS, to_ns // NS_PER_MS
+
+
+@kernel
+def note_loss(lane: Lane, row: int, from_ms: int, to_ms: int) -> None:
+    """Remember over deaths that bars between two market times need a correction."""
+    lost = lane.lost[row]
+    if lost[1] == 0 or from_ms < lost[0]:
+        lost[0] = from_ms
+    lost[1] = max(lost[1], to_ms)
 
 
 @kernel
@@ -208,25 +260,54 @@ def put_gap(lane: Lane, row: int, recv_ns: int) -> bool:
         return True
     if free_slots(lane, 0) <= 0:
         return False
-    count, from_ms = float(symbol[GAP_COUNT]), float(symbol[LOST_FROM_NS] // NS_PER_MS)
-    to_ms = float(symbol[LOST_TO_NS] // NS_PER_MS)
+    count = float(symbol[GAP_COUNT])
+    from_ms, to_ms = symbol[LOST_FROM_NS] // NS_PER_MS, symbol[LOST_TO_NS] // NS_PER_MS
+    note_loss(lane, row, from_ms, to_ms)
     write(
-        lane,
-        GAP,
-        row,
-        symbol[LOST_TO_NS],
-        recv_ns,
-        symbol[GAP_FIRST],
-        count,
-        from_ms,
-        to_ms,
-        0.0,
-        0,
-    )
-    symbol[GAP_COUNT] = 0
+        lane, GAP, row, symbol[LOST_TO_NS], recv_ns, symbol[GAP_FIRST], count, float(from_ms),
+        float(to_ms), 0.0, 0,
+    )  # fmt: skip
+    lane.stats[_LOST] += symbol[GAP_COUNT]
+    symbol[GAP_COUNT], symbol[LOSSY] = 0, 1
     lane.control[PENDING] -= 1
     report(lane, row, LOST)
     return True
+
+
+@kernel
+def doubt(lane: Lane, row: int, recv_ns: int) -> None:
+    """Tell that trades may be missing after the symbol's last one; later if there is no room."""
+    symbol = lane.symbols[row]
+    if put_gap(lane, row, recv_ns) and free_slots(lane, 0) > 0:
+        first = symbol[LAST_ID] + 1
+        write(lane, GAP, row, symbol[LAST_NS], recv_ns, first, 0.0, 0.0, 0.0, 0.0, 0)
+        commit(lane)
+        forget_doubt(lane, row)
+    elif not symbol[WAITING] & DOUBT:
+        symbol[WAITING] |= DOUBT
+        lane.control[PENDING] += 1
+
+
+@kernel
+def forget_doubt(lane: Lane, row: int) -> None:
+    """What was not told yet need not be told any more."""
+    symbol = lane.symbols[row]
+    if symbol[WAITING] & DOUBT:
+        symbol[WAITING] &= ~DOUBT
+        lane.control[PENDING] -= 1
+
+
+@kernel
+def put_refused(lane: Lane, row: int, recv_ns: int, number: int) -> None:
+    """A refused print takes the symbol's next id with it: say so, or the reader sees a hole."""
+    symbol = lane.symbols[row]
+    if put_gap(lane, row, recv_ns) and free_slots(lane, 0) > 0:
+        last_ns = symbol[LAST_NS]
+        write(lane, GAP, row, last_ns, recv_ns, number, 1.0, 0.0, 0.0, 0.0, REFUSED)
+        symbol[LAST_ID] = number
+    else:
+        last_ns = symbol[LAST_NS] if symbol[LAST_NS] > 0 else lane.control[NEWEST_MS] * NS_PER_MS
+        lose(lane, row, number, 1, last_ns, last_ns)
 
 
 @inlined
@@ -301,6 +382,7 @@ def drop_waiting(lane: Lane, row: int) -> None:
             lane.control[PENDING] -= 1
     if symbol[GAP_COUNT] > 0:
         lane.control[PENDING] -= 1
+    forget_doubt(lane, row)
     symbol[WAITING] = symbol[GAP_COUNT] = 0
 
 
@@ -309,7 +391,8 @@ def overflow(lane: Lane, row: int, number: int, exch_ns: int) -> None:
     """The side buffer is full: the hole, all that waits behind it and this trade become one hole.
 
     Dearer than to publish the waiting ones, but it needs no room in the ring, keeps holes adjacent
-    and leaves the bars to the klines, which are exact.
+    and leaves the bars to the klines, which are exact. Of a symbol whose history is not there yet
+    nothing was promised: it stays HELD, and its history reaches up to the next trade that waits.
     """
     symbol = lane.symbols[row]
     first = symbol[LAST_ID] + 1
@@ -317,13 +400,16 @@ def overflow(lane: Lane, row: int, number: int, exch_ns: int) -> None:
         place = pop_held(lane, row)
         lane.stats[_DROPPED] += 1 if lane.side[place].kind == TRADE else 0
     lane.stats[_DROPPED] += 1
+    if symbol[LAST_ID] == 0:
+        return
     lose(lane, row, first, number - first + 1, symbol[LAST_NS], exch_ns)
     symbol[STATUS] = LIVE
+    forget_doubt(lane, row)
 
 
 @kernel
-def release(lane: Lane, row: int, recv_ns: int, whole: int) -> int:
-    """Publish what waits for a symbol whose hole is closed; HEALED too if it is `whole` again.
+def release(lane: Lane, row: int, recv_ns: int) -> int:
+    """Publish what waits for a symbol whose hole is closed; HEALED too if all its bars are right.
 
     0 it is LIVE, 1 the ring is short of room: call again, 2 another hole lies between the waiting
     trades.
@@ -346,12 +432,13 @@ def release(lane: Lane, row: int, recv_ns: int, whole: int) -> int:
                 record.flags,
             )  # fmt: skip
         else:
-            symbol[LAST_ID] = record.id
+            put_refused(lane, row, recv_ns, record.id)
     if symbol[GAP_COUNT] > 0 or free_slots(lane, 0) <= 0:
         commit(lane)
         return 1
     symbol[STATUS] = LIVE
-    if whole:
+    forget_doubt(lane, row)
+    if symbol[LOSSY] == 0:
         write(lane, HEALED, row, symbol[LAST_NS], recv_ns, symbol[LAST_ID], 0.0, 0.0, 0.0, 0.0, 0)
     commit(lane)
     return 0
@@ -361,22 +448,32 @@ def release(lane: Lane, row: int, recv_ns: int, whole: int) -> int:
 def emit(lane: Lane, records: Slots, begin: int) -> int:
     """Publish records[begin:] as far as there is room; the index after the last one written.
 
-    Half of the ring stays free for the live market. A BAR and its BAR_VOLUME go together.
+    Half of the ring stays free for the live market. A BAR and its BAR_VOLUME go together. A pending
+    hole of the symbol goes first; trades, and a loss, that the symbol is past already are left out.
     """
     free = free_slots(lane, len(lane.slots) // HISTORY_RESERVE)
     stop = min(len(records), begin + max(free, 0))
     if 0 < stop < len(records) and records[stop - 1].kind == BAR:  # never between the two halves
         stop -= 1
     for index in range(begin, stop):
-        lane.slots[lane.cursor[0] & (len(lane.slots) - 1)] = records[index]
-        lane.cursor[0] += 1
         record = records[index]
+        if record.symbol < len(lane.symbols):
+            if not put_gap(lane, record.symbol, record.recv_ns):
+                stop = index
+                break
+            counted = record.kind == TRADE or (record.kind == GAP and record.a > 0)
+            if counted and record.id <= lane.symbols[record.symbol, LAST_ID]:
+                continue
+        lane.slots[lane.cursor[0] & (len(lane.slots) - 1)] = record
+        lane.cursor[0] += 1
         if record.kind == TRADE:
             symbol = lane.symbols[record.symbol]
             symbol[LAST_ID], symbol[LAST_NS] = record.id, record.exch_ns
             lane.stats[_HEALED_TRADES] += 1
         elif record.kind == BAR:
             lane.stats[_BARS] += 1
+        elif record.kind == GAP and record.a > 0 and record.flags & REFUSED == 0:
+            note_loss(lane, record.symbol, int(record.b), int(record.c))
     commit(lane)
     return max(stop, begin)
 
@@ -410,14 +507,37 @@ def put_level(
 
 
 @kernel
-def flush(lane: Lane, recv_ns: int) -> None:
-    """Publish pending holes and waiting quotes and marks, as far as there is room."""
-    if lane.control[PENDING] == 0:
+def put_candle(
+    lane: Lane, row: int, open_ns: int, recv_ns: int, minutes: int, a: float, b: float, c: float,
+    d: float, volume: float, quoted: float, bought: float, trades: float,
+) -> None:  # fmt: skip
+    """Publish the exchange's own closed candle; without room it is left out, and counted."""
+    if free_slots(lane, len(lane.slots) // RESERVE) < 2:
+        lane.stats[_KLINES_DROPPED] += 1
         return
+    flags = CLOSED | EXCHANGE
+    write(lane, BAR, row, open_ns, recv_ns, 0, a, b, c, d, flags)
+    lane.slots[(lane.cursor[0] - 1) & (len(lane.slots) - 1)].aux = minutes
+    write(lane, BAR_VOLUME, row, open_ns, recv_ns, 0, volume, quoted, bought, trades, flags)
+    lane.slots[(lane.cursor[0] - 1) & (len(lane.slots) - 1)].aux = minutes
+
+
+@kernel
+def flush(lane: Lane, recv_ns: int) -> bool:
+    """Publish pending holes and doubts and waiting quotes and marks, as far as there is room.
+
+    Whether all holes and doubts are told.
+    """
+    if lane.control[PENDING] == 0:
+        return True
+    told = True
     for row in range(len(lane.symbols)):
         symbol = lane.symbols[row]
         if symbol[GAP_COUNT] > 0:
             put_gap(lane, row, recv_ns)
+        if symbol[WAITING] & DOUBT:
+            doubt(lane, row, recv_ns)
+        told = told and symbol[GAP_COUNT] == 0 and symbol[WAITING] & DOUBT == 0
         for which in range(2):
             if symbol[WAITING] >> which & 1 and free_slots(lane, len(lane.slots) // RESERVE) > 0:
                 symbol[WAITING] &= ~(1 << which)
@@ -429,3 +549,4 @@ def flush(lane: Lane, recv_ns: int) -> None:
                     record.a, record.b, record.c, record.d,
                 )  # fmt: skip
     commit(lane)
+    return told

@@ -10,9 +10,10 @@ Everything else is skipped, but never on trust: the walk accepts strict JSON (RF
 nesting up to DEPTH_MAX) and refuses all other bytes. Keys count, positions never do.
 
 Eight bytes are looked at in one 64-bit word where that helps. Loads may reach up to seven bytes
-past `end`: a buffer owes SLACK_BYTES behind its last byte, and every answer is checked against
-`end` before it is used. The first SCRATCH_BYTES of a buffer are not data: strings that hold
-escapes are unescaped into them, 64 bytes a letter, so that a position always means the buffer.
+past `end` (shape.py: 32): a buffer owes SLACK_BYTES behind its last byte, and every answer is
+checked against `end` before it is used. The first SCRATCH_BYTES of a buffer are not data: strings
+that hold escapes are unescaped into them, 64 bytes a letter, so that a position always means the
+buffer.
 
 All integers are int64 (numba mixes int64 with uint64 to float64); words wrap, which is intended.
 """
@@ -51,7 +52,7 @@ Table = npt.NDArray[np.int64]
 DEPTH_MAX: Final = 60  # one bit of an int64 each
 TEXT_BYTES_MAX: Final = 64  # longer strings are walked over but match nothing
 SCRATCH_BYTES: Final = 64 * TEXT_BYTES_MAX
-SLACK_BYTES: Final = 16
+SLACK_BYTES: Final = 64
 LETTERS: Final = 64  # rows of the table of values
 
 TEXT: Final = -1  # a string that is no decimal
@@ -63,7 +64,8 @@ LONG: Final = -5  # a string or number of more than TEXT_BYTES_MAX bytes
 KEY_UNKNOWN: Final = -1
 KEY_DATA: Final = -2
 KEY_ST: Final = 26
-KEY_TWO: Final = 27  # any other two letters: read the short way, never looked at
+KEY_TWO: Final = 27  # nq, ps or ap: read the short way, never looked at
+KEY_OTHER: Final = 28  # a key of two letters or more that no event has
 
 MALFORMED: Final = -1  # a position that says: these bytes are no JSON
 
@@ -89,7 +91,7 @@ _ONES, _SPACES, _QUOTES, _BACKSLASHES = _every(1), _every(0x20), _every(0x22), _
 _PAIRS, _FOURS, _EIGHT = _every(0x0F), 0x00FF00FF00FF00FF, 0x0000FFFF0000FFFF
 _KEY1_MASK, _KEY1 = 0xFFFF00FF, _word(b'"\0":')
 _KEY2_MASK, _KEY2 = 0xFFFF0000FF, _word(b'"\0\0":')
-_KEY2_ALL, _KEY2_ST = (1 << 40) - 1, _word(b'"st":')
+_ST, _NQ, _PS, _AP = _word(b"st"), _word(b"nq"), _word(b"ps"), _word(b"ap")
 _KEY_DATA, _KEY_DATA_MASK = _word(b'data"'), (1 << 40) - 1
 _TRUE, _FALSE_TAIL, _NULL, _WORD4 = _word(b"true"), _word(b"alse"), _word(b"null"), (1 << 32) - 1
 _MINUS, _DOT, _QUOTE, _BACKSLASH = 0x2D, 0x2E, 0x22, 0x5C
@@ -145,6 +147,14 @@ def skip_space(buffer: Bytes, at: int, end: int) -> int:
 
 
 @inlined
+def fold8(digits: int) -> int:
+    """The number that eight lanes of 0..9 spell, the first digit in the lowest lane."""
+    digits = (digits & _PAIRS) * 2561 >> 8
+    digits = (digits & _FOURS) * 6553601 >> 16
+    return (digits & _EIGHT) * 42949672960001 >> 32
+
+
+@inlined
 def digits8(buffer: Bytes, at: int) -> tuple[int, int]:
     """(value, count) of the decimal digits at `at`, eight at most, without a loop.
 
@@ -155,10 +165,7 @@ def digits8(buffer: Bytes, at: int) -> tuple[int, int]:
     count = zeros_below(((t + _ROOM_ABOVE_NINE) | t) & _HIGH) >> 3
     if count == 0:
         return 0, 0
-    t <<= 64 - 8 * count
-    t = (t & _PAIRS) * 2561 >> 8
-    t = (t & _FOURS) * 6553601 >> 16
-    return (t & _EIGHT) * 42949672960001 >> 32, count
+    return fold8(t << (64 - 8 * count)), count
 
 
 @inlined

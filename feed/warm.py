@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+import barrier
 import ring
 from feed import decode, lane
 from feed.walk import SCRATCH_BYTES, SLACK_BYTES
@@ -29,10 +30,11 @@ def warm() -> None:
         state = np.zeros(8, np.int64)
         decode.decode(buffer, SCRATCH_BYTES, SCRATCH_BYTES, 0, state, ours)
         lane.emit(ours, np.zeros(1, RECORD), 0)
-        lane.release(ours, 0, 0, 1)
+        lane.doubt(ours, 0, 0)
+        lane.release(ours, 0, 0)
         lane.flush(ours, 0)
         lane.clear_symbol(ours, 0)
-        ring.warm()
+        barrier.warm()
         del ours
         made.close()
 
