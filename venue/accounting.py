@@ -5,7 +5,8 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
-from venue.exchange import refresh
+from venue import liquidation, positions
+from venue.house import refresh
 from venue.orders import (
     E8,
     ZERO,
@@ -16,7 +17,9 @@ from venue.orders import (
     maintenance,
     margin,
     order_margin,
+    position_of,
     unrealised,
+    withdrawable,
 )
 from venue.public import number
 from venue.rest import SIGNED, Call, Route, Routes
@@ -28,7 +31,7 @@ def _eight(value: Decimal) -> str:
     return fixed(value.quantize(E8), 8)
 
 
-def _open(call: Call) -> list[Position]:
+def open_positions(call: Call) -> list[Position]:
     """Positions that are not zero, each with the present book before the account."""
     account = call.exchange.account
     out = [p for p in account.positions.values() if p.qty]
@@ -37,15 +40,11 @@ def _open(call: Call) -> list[Position]:
     return out
 
 
-def liquidation_price(account: Account, p: Position) -> Decimal:
-    """(WB + cum - side * |pos| * entry) / (|pos| * mmr - side * |pos|) of the present bracket."""
-    size, side = abs(p.qty), 1 if p.qty > 0 else -1
-    mark = account.books[p.symbol].mark
-    brackets = account.specs[p.symbol].brackets
-    bracket = next((b for b in brackets if size * mark <= b.cap), brackets[-1])
-    wallet = p.isolated if p.symbol in account.isolated else account.wallet
-    price = (wallet + bracket.cum - p.cost) / (size * bracket.mmr - side * size)
-    return max(price, ZERO)
+def adl_light(account: Account, p: Position) -> int:
+    """0 to 4: profit in quarters of the margin it was made with; there is nobody to rank among."""
+    used = margin(account, p)
+    profit = unrealised(account, p)
+    return min(int(profit * 4 / used), 4) if used > 0 and profit > 0 else 0
 
 
 def _risk_v3(account: Account, p: Position) -> dict[str, Any]:
@@ -55,13 +54,13 @@ def _risk_v3(account: Account, p: Position) -> dict[str, Any]:
     used = _eight(margin(account, p))
     return {
         "symbol": p.symbol,
-        "positionSide": "BOTH",
+        "positionSide": p.side,
         "positionAmt": fixed(p.qty, account.specs[p.symbol].qty_digits),
         "entryPrice": fixed(p.entry, max(digits, 8)),
         "breakEvenPrice": fixed(p.break_even, max(digits, 8)),
         "markPrice": _eight(mark),
         "unRealizedProfit": _eight(unrealised(account, p)),
-        "liquidationPrice": _eight(liquidation_price(account, p)) if p.qty else "0",
+        "liquidationPrice": _eight(liquidation.price(account, p)) if p.qty else "0",
         "isolatedMargin": _eight(p.isolated + unrealised(account, p)) if isolated else "0",
         "notional": _eight(p.qty * mark),
         "marginAsset": "USDT",
@@ -70,7 +69,7 @@ def _risk_v3(account: Account, p: Position) -> dict[str, Any]:
         "maintMargin": _eight(maintenance(account, p)),
         "positionInitialMargin": used,
         "openOrderInitialMargin": "0",
-        "adl": 1,
+        "adl": adl_light(account, p),
         "bidNotional": "0",
         "askNotional": "0",
         "updateTime": p.updated_ms,
@@ -79,19 +78,22 @@ def _risk_v3(account: Account, p: Position) -> dict[str, Any]:
 
 def position_risk_v3(call: Call) -> Any:
     symbol = call.params.get("symbol")
-    rows = [p for p in _open(call) if not symbol or p.symbol == symbol]
+    rows = [p for p in open_positions(call) if not symbol or p.symbol == symbol]
     return [_risk_v3(call.exchange.account, p) for p in rows]
 
 
 def position_risk_v2(call: Call) -> Any:
-    """Every symbol, flat ones too, with leverage and margin type as strings."""
-    account, symbol = call.exchange.account, call.params.get("symbol")
-    out = []
-    for s in call.exchange.specs:
-        if symbol and s.name != symbol:
-            continue
+    """Every symbol, flat ones too, with leverage and margin type as strings.
+
+    One row of BOTH in one-way mode, LONG and SHORT in hedge mode.
+    """
+    account = call.exchange.account
+    for s in _chosen(call):
         refresh(call.exchange, s.name)
-        p = account.positions.get(s.name) or Position(s.name)
+    open_positions(call)  # crossed positions stand behind each other
+    out = []
+    for s, side in [(s, side) for s in _chosen(call) for side in positions.sides(account)]:
+        p = position_of(account, s.name, side)
         row = _risk_v3(account, p)
         isolated = s.name in account.isolated
         kept = ("symbol", "positionAmt", "entryPrice", "breakEvenPrice", "markPrice")
@@ -105,7 +107,7 @@ def position_risk_v2(call: Call) -> Any:
                 "marginType": "isolated" if isolated else "cross",
                 "isolatedMargin": row["isolatedMargin"],
                 "isAutoAddMargin": "false",
-                "positionSide": "BOTH",
+                "positionSide": side,
                 "notional": row["notional"],
                 "isolatedWallet": row["isolatedWallet"],
                 "updateTime": p.updated_ms,
@@ -119,7 +121,7 @@ def _cap(s: Symbol, leverage: int) -> str:
 
 
 def _totals(call: Call) -> dict[str, str]:
-    rows = _open(call)
+    rows = open_positions(call)
     account = call.exchange.account
     profit = sum((unrealised(account, p) for p in rows), ZERO)
     crossed = sum((unrealised(account, p) for p in rows if p.symbol not in account.isolated), ZERO)
@@ -138,7 +140,7 @@ def _totals(call: Call) -> dict[str, str]:
         "totalCrossWalletBalance": _eight(account.wallet - aside),
         "totalCrossUnPnl": _eight(crossed),
         "availableBalance": _eight(available(account)),
-        "maxWithdrawAmount": _eight(available(account)),
+        "maxWithdrawAmount": _eight(withdrawable(account)),
     }
 
 
@@ -161,16 +163,29 @@ def _asset(totals: dict[str, str], now_ms: int) -> dict[str, Any]:
     }
 
 
+def _assets(call: Call, totals: dict[str, str]) -> list[dict[str, Any]]:
+    """USDT, and BNB once the account has had some: it is no margin, it pays fees."""
+    account, now_ms = call.exchange.account, call.now.market_ms
+    rows = [_asset(totals, now_ms)]
+    if account.bnb_paid_in:
+        held, none = _eight(account.bnb), _eight(ZERO)
+        full = ("walletBalance", "marginBalance", "crossWalletBalance", "availableBalance")
+        row = {key: none if isinstance(value, str) else value for key, value in rows[0].items()}
+        row |= dict.fromkeys((*full, "maxWithdrawAmount"), held)
+        rows.append(row | {"asset": "BNB"})
+    return rows
+
+
 def account_v3(call: Call) -> Any:
     totals = _totals(call)
     account = call.exchange.account
     rows = []
-    for p in _open(call):
+    for p in open_positions(call):
         row = _risk_v3(account, p)
         rows.append(
             {
                 "symbol": p.symbol,
-                "positionSide": "BOTH",
+                "positionSide": p.side,
                 "positionAmt": row["positionAmt"],
                 "unrealizedProfit": row["unRealizedProfit"],
                 "isolatedMargin": row["isolatedMargin"],
@@ -181,7 +196,7 @@ def account_v3(call: Call) -> Any:
                 "updateTime": p.updated_ms,
             }
         )
-    return totals | {"assets": [_asset(totals, call.now.market_ms)], "positions": rows}
+    return totals | {"assets": _assets(call, totals), "positions": rows}
 
 
 def account_v2(call: Call) -> Any:
@@ -189,7 +204,7 @@ def account_v2(call: Call) -> Any:
     account = call.exchange.account
     rows = []
     for row in position_risk_v2(call.__class__(call.exchange, call.desk, {}, call.now)):
-        p = account.positions.get(row["symbol"]) or Position(row["symbol"])
+        p = position_of(account, row["symbol"], row["positionSide"])
         used = _eight(margin(account, p))
         rows.append(
             {
@@ -206,7 +221,7 @@ def account_v2(call: Call) -> Any:
                 "maxNotional": row["maxNotionalValue"],
                 "bidNotional": "0",
                 "askNotional": "0",
-                "positionSide": "BOTH",
+                "positionSide": row["positionSide"],
                 "positionAmt": row["positionAmt"],
                 "notional": row["notional"],
                 "isolatedWallet": row["isolatedWallet"],
@@ -214,24 +229,30 @@ def account_v2(call: Call) -> Any:
             }
         )
     flags = {"canTrade": True, "canDeposit": True, "canWithdraw": True, "updateTime": 0}
-    head = {"feeTier": account.tier, "feeBurn": False, **flags, "multiAssetsMargin": False}
-    return head | totals | {"assets": [_asset(totals, call.now.market_ms)], "positions": rows}
+    head = {
+        "feeTier": account.tier,
+        "feeBurn": account.fee_burn,
+        **flags,
+        "multiAssetsMargin": False,
+        "tradeGroupId": -1,
+    }
+    return head | totals | {"assets": _assets(call, totals), "positions": rows}
 
 
 def balance(call: Call) -> Any:
-    totals = _totals(call)
     return [
         {
             "accountAlias": "venue",
-            "asset": "USDT",
-            "balance": totals["totalWalletBalance"],
-            "crossWalletBalance": totals["totalCrossWalletBalance"],
-            "crossUnPnl": totals["totalCrossUnPnl"],
-            "availableBalance": totals["availableBalance"],
-            "maxWithdrawAmount": totals["maxWithdrawAmount"],
+            "asset": row["asset"],
+            "balance": row["walletBalance"],
+            "crossWalletBalance": row["crossWalletBalance"],
+            "crossUnPnl": row["crossUnPnl"],
+            "availableBalance": row["availableBalance"],
+            "maxWithdrawAmount": row["maxWithdrawAmount"],
             "marginAvailable": True,
             "updateTime": call.now.market_ms,
         }
+        for row in _assets(call, _totals(call))
     ]
 
 
@@ -260,21 +281,26 @@ def account_config(call: Call) -> Any:
         "canTrade": True,
         "canDeposit": True,
         "canWithdraw": True,
-        "dualSidePosition": False,
+        "dualSidePosition": call.exchange.account.dual,
         "updateTime": 0,
         "multiAssetsMargin": False,
         "tradeGroupId": -1,
     }
 
 
+def _number(value: Decimal) -> float | int:
+    """A JSON number; a whole one without a point, as typed clients read it."""
+    return int(value) if value == int(value) else float(value)
+
+
 def _bracket(number_: int, b: Bracket) -> dict[str, Any]:
     return {
         "bracket": number_,
         "initialLeverage": b.leverage_max,
-        "notionalCap": float(b.cap),
-        "notionalFloor": float(b.floor),
+        "notionalCap": _number(b.cap),
+        "notionalFloor": _number(b.floor),
         "maintMarginRatio": float(b.mmr),
-        "cum": float(b.cum),
+        "cum": _number(b.cum),
     }
 
 
@@ -341,6 +367,12 @@ def no(call: Call) -> Any:
     return []
 
 
+def no_symbols(call: Call) -> Any:
+    """The other houses list nothing."""
+    listing: dict[str, Any] = {"timezone": "UTC", "serverTime": call.now.market_ms}
+    return listing | {"rateLimits": [], "exchangeFilters": [], "symbols": []}
+
+
 _V1, _V2, _V3 = "/fapi/v1/", "/fapi/v2/", "/fapi/v3/"
 ROUTES: Routes = {
     ("GET", _V2 + "account"): Route(account_v2, SIGNED, 5),
@@ -358,8 +390,13 @@ ROUTES: Routes = {
     ("GET", _V1 + "multiAssetsMargin"): Route(
         lambda call: {"multiAssetsMargin": False}, SIGNED, 30
     ),
-    ("GET", _V1 + "feeBurn"): Route(lambda call: {"feeBurn": False}, SIGNED, 30),
     # what clients of the whole exchange ask at start; nothing of it is simulated
     ("GET", "/sapi/v1/capital/config/getall"): Route(no, SIGNED),
     ("GET", "/sapi/v1/margin/allPairs"): Route(no, SIGNED),
+    ("GET", "/sapi/v1/margin/isolated/allPairs"): Route(no, SIGNED),
+    ("GET", "/sapi/v1/system/status"): Route(lambda call: {"status": 0, "msg": "normal"}),
+    ("GET", "/api/v3/ping"): Route(lambda call: {}),
+    ("GET", "/api/v3/time"): Route(lambda call: {"serverTime": call.now.market_ms}),
+    ("GET", "/api/v3/exchangeInfo"): Route(no_symbols),
+    ("GET", "/dapi/v1/exchangeInfo"): Route(no_symbols),
 }

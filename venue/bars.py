@@ -3,7 +3,8 @@
 Candles are made of the venue's own published trades by trade time T, so that anybody who heard
 every trade gets the same ones. A minute without a trade is a flat candle of no trades. A coarser
 candle is folded from closed minutes; what was before birth comes in as the `seed` of the forming
-ones. Both memories are bounded: BARS_KEPT candles and RING_TRADES aggTrades over all symbols.
+ones. All memories are bounded: BARS_KEPT candles, half as many minutes of marks, and RING_TRADES
+aggTrades over all symbols.
 """
 
 from __future__ import annotations
@@ -15,18 +16,36 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from venue.market import AGG, BOOK, FLAG, ID, KIND, MARK, P1, P2, Q1, Q2, SYM, TRADE_MS, Ints
+from venue.market import (
+    AGG,
+    BOOK,
+    EVENT_MS,
+    FLAG,
+    ID,
+    KIND,
+    MARK,
+    P1,
+    P2,
+    Q1,
+    Q2,
+    SYM,
+    TRADE_MS,
+    Ints,
+)
+from venue.symbols import FUNDING_INTERVAL_MS
 
 TIMEFRAMES = ("1m", "5m", "15m", "1h", "1d")
 SPAN_MS = np.array([60_000, 300_000, 900_000, 3_600_000, 86_400_000], np.int64)
 OPEN_MS, OPEN, HIGH, LOW, CLOSE, VOLUME, QUOTE, TRADES, TAKER, TAKER_QUOTE = range(10)
-BAR_COLS = 10
+FIRST, LAST = 10, 11  # trade ids since birth, 0 for none: generated history has no ids
+BAR_COLS = 12
 RING_COLS = 7  # id price qty first last T buyer_maker
 RING_TRADES = 1 << 18  # aggTrades kept for REST over all symbols, a power of two for each
 RING_LEAST = 256  # per symbol
 BARS_KEPT = 150_000  # closed 1m candles kept over all symbols; coarser ones in shares below
 BARS_LEAST, BARS_MOST = 300, 1500  # 1m candles per symbol
 _SHARES = (1, 2, 4, 4, 8)
+SETTLEMENTS_KEPT = 270  # of each symbol: 90 days of three
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +58,12 @@ class Tape:
     count: Ints  # [timeframe, symbol] closed ever
     ring: Ints  # [symbol, slots, RING_COLS], slot = id % slots
     made: Ints  # [symbol, (trades, first id, last id, quotes, marks)]
+    settled: Ints  # [slot, symbol, (ms, mark * 1e8)] of funding, slot = settlement % slots
+    marks: Ints  # [symbol, slots, BAR_COLS] minutes of marks * 1e8, slot = minute % slots
 
     def state(self) -> dict[str, NDArray[Any]]:
-        return {name: getattr(self, name) for name in ("forming", "closed", "count", "made")}
+        names = ("forming", "closed", "count", "made", "settled", "marks")
+        return {name: getattr(self, name) for name in names}
 
 
 def create(symbols: int, minute_ms: int, seeds: Ints) -> Tape:
@@ -60,6 +82,8 @@ def create(symbols: int, minute_ms: int, seeds: Ints) -> Tape:
         np.zeros((len(TIMEFRAMES), symbols), np.int64),
         np.zeros((symbols, slots, RING_COLS), np.int64),
         np.zeros((symbols, 5), np.int64),
+        np.zeros((SETTLEMENTS_KEPT, symbols, 2), np.int64),
+        np.zeros((symbols, kept // 2, BAR_COLS), np.int64),
     )
 
 
@@ -76,8 +100,11 @@ def _merge(into: Ints, bar: Ints) -> None:
         into[HIGH] = max(into[HIGH], bar[HIGH])
         into[LOW] = min(into[LOW], bar[LOW])
         into[CLOSE] = bar[CLOSE]
-    for c in range(VOLUME, BAR_COLS):
+    for c in range(VOLUME, FIRST):
         into[c] += bar[c]
+    if into[FIRST] == 0:
+        into[FIRST] = bar[FIRST]
+    into[LAST] = max(into[LAST], bar[LAST])
 
 
 @njit(cache=True)
@@ -118,6 +145,8 @@ def _absorb(
     count: Ints,
     ring: Ints,
     made: Ints,
+    settled: Ints,
+    marks: Ints,
     spans: Ints,
 ) -> None:
     for k in range(n):
@@ -127,6 +156,18 @@ def _absorb(
             made[s, 3] += 1
         elif e[KIND] == MARK:
             made[s, 4] += 1
+            minute = e[EVENT_MS] // 60_000
+            mark = marks[s, minute % marks.shape[1]]
+            if mark[OPEN_MS] != minute * 60_000:
+                _flat(mark, minute * 60_000, e[P1])
+            mark[HIGH] = max(mark[HIGH], e[P1])
+            mark[LOW] = min(mark[LOW], e[P1])
+            mark[CLOSE] = e[P1]
+            mark[TRADES] += 1
+            if e[EVENT_MS] % FUNDING_INTERVAL_MS == 0:
+                slot = e[EVENT_MS] // FUNDING_INTERVAL_MS % settled.shape[0]
+                settled[slot, s, 0] = e[EVENT_MS]
+                settled[slot, s, 1] = e[P1]
         elif e[KIND] == AGG:
             bar = forming[0, s]
             if e[TRADE_MS] >= bar[OPEN_MS] + 60_000:
@@ -142,17 +183,20 @@ def _absorb(
             bar[VOLUME] += qty
             bar[QUOTE] += price * qty
             bar[TRADES] += e[Q2] - e[P2] + 1
+            if bar[FIRST] == 0:
+                bar[FIRST] = e[P2]
+            bar[LAST] = e[Q2]
             if e[FLAG] == 0:
                 bar[TAKER] += qty
                 bar[TAKER_QUOTE] += price * qty
-            slot = ring[s, e[ID] % ring.shape[1]]
-            slot[0] = e[ID]
-            slot[1] = price
-            slot[2] = qty
-            slot[3] = e[P2]
-            slot[4] = e[Q2]
-            slot[5] = e[TRADE_MS]
-            slot[6] = e[FLAG]
+            kept = ring[s, e[ID] % ring.shape[1]]
+            kept[0] = e[ID]
+            kept[1] = price
+            kept[2] = qty
+            kept[3] = e[P2]
+            kept[4] = e[Q2]
+            kept[5] = e[TRADE_MS]
+            kept[6] = e[FLAG]
             made[s, 0] += 1
             if made[s, 1] == 0:
                 made[s, 1] = e[ID]
@@ -170,6 +214,8 @@ def absorb(tape: Tape, rows: Ints, n: int) -> None:
         tape.count,
         tape.ring,
         tape.made,
+        tape.settled,
+        tape.marks,
         SPAN_MS,
     )
 
@@ -201,9 +247,43 @@ def candles(tape: Tape, symbol: int, timeframe: int) -> Ints:
     return np.concatenate([view[order], last[None, :]])
 
 
+@njit(cache=True)
+def _fold(rows: Ints, starts: Ints, out: Ints) -> int:
+    made = 0
+    for k in range(rows.shape[0]):
+        if made == 0 or out[made - 1, OPEN_MS] != starts[k]:
+            out[made] = rows[k]
+            out[made, OPEN_MS] = starts[k]
+            made += 1
+        else:
+            _merge(out[made - 1], rows[k])
+    return made
+
+
+def fold(rows: Ints, starts: Ints) -> Ints:
+    """Candles merged that have the same start."""
+    out = np.zeros_like(rows)
+    return out[: _fold(rows, starts, out)]
+
+
+def mark_candles(tape: Tape, symbol: int) -> Ints:
+    """Kept minutes of one symbol's marks, oldest first; TRADES counts the marks."""
+    rows = tape.marks[symbol]
+    kept: Ints = rows[rows[:, OPEN_MS] > 0]
+    ordered: Ints = kept[np.argsort(kept[:, OPEN_MS])]
+    return ordered
+
+
 def trades(tape: Tape, symbol: int) -> Ints:
     """Kept aggTrades of one symbol, oldest first."""
     ring = tape.ring[symbol]
     rows: Ints = ring[ring[:, 0] > 0]
     ordered: Ints = rows[np.argsort(rows[:, 0], kind="stable")]
+    return ordered
+
+
+def settlements(tape: Tape) -> Ints:
+    """Kept settlements of funding [n, symbol, (ms, mark * 1e8)], oldest first."""
+    kept: Ints = tape.settled[tape.settled[:, 0, 0] > 0]
+    ordered: Ints = kept[np.argsort(kept[:, 0, 0])]
     return ordered

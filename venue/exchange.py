@@ -2,12 +2,11 @@
 
 `advance` makes the market's events up to a market time and lets them meet the account; REST calls
 change the account between two steps. What the outside must hear (user payloads, ledger lines)
-waits in `told` and `ledger` until the shell carries it out. Nothing here reads a clock.
+waits in `told` and `unwritten` until the shell carries it out. Nothing here reads a clock.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -15,17 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from venue import bars, history, market, matching
+from venue import bars, history, market, matching, scenario, scenes, timers, touch
 from venue import tape as tapes
+from venue.house import House
+from venue.house import Moment as Moment  # these four are spoken of as the exchange's
+from venue.house import open_account as open_account
+from venue.house import refresh as refresh
+from venue.house import tell as tell
 from venue.market import AGG, BOOK, EVENT_MS, FLAG, KIND, MARK, P1, P2, Q1, Q2, SYM, Ints
-from venue.orders import ZERO, Account, Book, Event
+from venue.orders import Account, Book
+from venue.scenario import Scenario
 from venue.symbols import FUNDING_INTERVAL_MS, FUNDING_RATE_E8, Symbol, listing
-from venue.userwire import Json, ledger_entries, user_payloads
-
-LEDGER_KEPT = 100_000  # entries that the API can still give; the file has all
-DEPOSIT = Decimal(10_000)
-API_KEY = API_SECRET = "test"  # noqa: S105  the default account's, documented: it is a toy
-TOLD_MAX = 100_000  # user payloads not yet carried out; beyond, the oldest are dropped and counted
+from venue.userwire import Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +39,15 @@ class Setup:
     speed: float
     edge: float
     tape: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """Now, on both clocks; `slack_ms` is how far a client's clock may run ahead during a pause."""
-
-    market_ms: int
-    boot_ms: int
-    slack_ms: int = 0
+    scenarios: tuple[str, ...] = ()  # as text, times after birth
+    birth_ms: int = 0  # 0: the seed's day, or the tape's
 
 
 @dataclass(slots=True)
-class Exchange:
+class Exchange(House):
     setup: Setup
-    specs: tuple[Symbol, ...]
-    index: dict[str, int]
     market: market.Market
     record: bars.Tape
-    account: Account
     rows: Ints
     tape_last_ms: int
     tape_dropped: int
@@ -65,17 +55,28 @@ class Exchange:
     trades_per_minute: tuple[float, ...]
     next_funding_ms: int
     made_until_ms: float
-    told: deque[Json] = field(default_factory=lambda: deque(maxlen=TOLD_MAX))
-    told_dropped: int = 0
-    ledger: deque[Json] = field(default_factory=lambda: deque(maxlen=LEDGER_KEPT))
-    ledger_seq: int = 0
-    unwritten: list[Json] = field(default_factory=list)
-    dirty: bool = True
-    paused: bool = False
+    bands: Ints  # by symbol, see touch
+    banded: int = field(default=-1, kw_only=True)  # `changes` that the bands are of
+    # delisted, and until which market time they have traded
+    ended: dict[str, float] = field(default_factory=dict, kw_only=True)
+    # in the order of their rows
+    scenarios: list[Scenario] = field(default_factory=list, kw_only=True)
 
     @property
     def t0_ms(self) -> int:
         return self.market.t0_ms
+
+    def book(self, symbol: str) -> Book:
+        return book_of(self, self.index[symbol])
+
+    def progress(self) -> Json:
+        return {
+            "made_until_ms": self.made_until_ms,
+            "next_funding_ms": self.next_funding_ms,
+            "ended": self.ended,
+            # those of the setup are planned again anyway
+            "scenarios": [s.json() for s in self.scenarios[len(self.setup.scenarios) :]],
+        }
 
 
 def minute_of(ms: float) -> int:
@@ -123,11 +124,42 @@ def seed_candles(exchange: Exchange, symbol: int) -> tuple[list[Ints], Ints]:
     )
 
 
+def plan(exchange: Exchange, wanted: Scenario) -> Scenario:
+    """Plans a scenario for a time that has not come. Raises ValueError with one sentence."""
+    if wanted.symbol not in exchange.index:
+        raise ValueError(f"{wanted.symbol} is not listed here")
+    symbol = exchange.index[wanted.symbol]
+    if exchange.market.n[symbol, market.TAPED]:
+        raise ValueError(f"{wanted.symbol} plays a tape, which nothing may change")
+    if wanted.at_ms <= exchange.made_until_ms:
+        raise ValueError(f"at_ms must be after {int(exchange.made_until_ms)}, not {wanted.at_ms}")
+    if len(exchange.scenarios) >= scenes.SCENES_MAX:
+        raise ValueError(f"all {scenes.SCENES_MAX} scenarios of this world are planned")
+    clash = scenario.conflict(exchange.scenarios, wanted)
+    if clash:
+        raise ValueError(clash)
+    row = len(exchange.scenarios)
+    scenes.place(exchange.market.scenes, row, scenario.scene(wanted, symbol), exchange.setup.seed)
+    exchange.scenarios.append(wanted)
+    exchange.dirty = True
+    return wanted
+
+
+def planned(exchange: Exchange) -> list[dict[str, Any]]:
+    """Every scenario with its state, in the order of planning."""
+    names = ("waiting", "running", "done")
+    stages = exchange.market.scenes.play[:, scenes.STAGE]
+    return [
+        {"id": k, **s.json(), "until_ms": scenario.until_ms(s), "state": names[int(stages[k])]}
+        for k, s in enumerate(exchange.scenarios)
+    ]
+
+
 def create(setup: Setup) -> Exchange:
-    """A newborn world. Raises TapeError."""
+    """A newborn world. Raises TapeError; ValueError when a scenario cannot be."""
     tape = tapes.load(setup.tape) if setup.tape else None
     specs = _listing(setup, tape)
-    t0_ms = tape.first_ms - 2000 if tape else market.birth_ms(setup.seed)
+    t0_ms = tape.first_ms - 2000 if tape else setup.birth_ms or market.birth_ms(setup.seed)
     world = market.create(
         specs,
         setup.seed,
@@ -146,9 +178,9 @@ def create(setup: Setup) -> Exchange:
         setup,
         specs,
         {s.name: s.index for s in specs},
+        Account({s.name: s for s in specs}),
         world,
         bars.create(len(specs), minute_of(t0_ms), seeds),
-        Account({s.name: s for s in specs}),
         market.rows(world),
         tape.last_ms if tape else 0,
         tape.dropped if tape else 0,
@@ -156,79 +188,73 @@ def create(setup: Setup) -> Exchange:
         _activity(specs, setup, tape),
         (t0_ms // FUNDING_INTERVAL_MS + 1) * FUNDING_INTERVAL_MS,
         float(t0_ms),
+        touch.untouchable(len(specs)),
     )
     for s in specs:
         _, forming = seed_candles(exchange, s.index)
         exchange.record.forming[:, s.index] = forming
     bars.settle(exchange.record, t0_ms)
+    for text in setup.scenarios:
+        wanted = scenario.from_text(text)
+        plan(exchange, replace(wanted, at_ms=t0_ms + max(1, wanted.at_ms)))
     return exchange
-
-
-def open_account(exchange: Exchange, now: Moment) -> None:
-    """The first deposit: where the ledger starts."""
-    tell(exchange, matching.deposit(exchange.account, DEPOSIT, now.market_ms))
-
-
-def tell(exchange: Exchange, events: list[Event]) -> None:
-    """Queues what the user stream and the ledger must say of these events, in order."""
-    if not events:
-        return
-    account = exchange.account
-    exchange.dirty = True
-    aside = sum((p.isolated for p in account.positions.values()), ZERO)
-    for event in events:
-        for payload in user_payloads(event, account.specs, aside):
-            if len(exchange.told) == TOLD_MAX:
-                exchange.told_dropped += 1
-            exchange.told.append(payload)
-        for entry in ledger_entries(event):
-            exchange.ledger_seq += 1
-            line = {"seq": exchange.ledger_seq, "ms": event.ms, **entry}
-            exchange.ledger.append(line)
-            exchange.unwritten.append(line)
 
 
 def book_of(exchange: Exchange, symbol: int) -> Book:
     """The published best prices, last trade and mark of one symbol."""
     n, s = exchange.market.n[symbol], exchange.specs[symbol]
-    mark = Decimal(int(n[market.BID] + n[market.ASK]) * int(n[market.SCALE]) // 2).scaleb(-8)
     return Book(
         s.price_of(int(n[market.BID])),
         s.qty_of(int(n[market.BIDQ])),
         s.price_of(int(n[market.ASK])),
         s.qty_of(int(n[market.ASKQ])),
         s.price_of(int(n[market.LAST])),
-        mark,
+        Decimal(int(n[market.MARKED])).scaleb(-8),
     )
-
-
-def refresh(exchange: Exchange, symbol: str) -> Book:
-    """Puts the present book of a symbol before the account."""
-    book = book_of(exchange, exchange.index[symbol])
-    exchange.account.books[symbol] = book
-    return book
 
 
 def advance(exchange: Exchange, until_ms: float, now_ms: int) -> Iterator[int]:
     """Makes events until then, in chunks: each yield says how many rows of `exchange.rows` hold.
 
-    The account has met them all before the yield; `made_until_ms` is set at the end.
+    The account has met them all before the yield; `made_until_ms` is set at the end. Funding on
+    the way is settled at its own time, at the mark that is published then.
     """
+    while exchange.next_funding_ms < until_ms:
+        at_ms = max(exchange.next_funding_ms, int(exchange.made_until_ms))
+        yield from _advance(exchange, at_ms, min(now_ms, at_ms))
+    yield from _advance(exchange, until_ms, now_ms)
+
+
+def _advance(exchange: Exchange, until_ms: float, now_ms: int) -> Iterator[int]:
     while True:
-        # before the step: the account sees the path from the book as it was
-        for name in matching.watched(exchange.account):
-            refresh(exchange, name)
         count = market.step(exchange.market, until_ms, exchange.rows)
         if count == 0:
             break
+        count = traded(exchange, count)
         bars.absorb(exchange.record, exchange.rows, count)
         _meet(exchange, count, now_ms)
         yield count
     if minute_of(until_ms) > minute_of(exchange.made_until_ms):
         bars.settle(exchange.record, until_ms)
     exchange.made_until_ms = until_ms
+    tell(exchange, timers.expire(exchange.account, now_ms))
     if until_ms >= exchange.next_funding_ms:
         _funding(exchange, now_ms)
+
+
+def traded(exchange: Exchange, count: int) -> int:
+    """Takes the trades of delisted symbols out of the first rows; how many rows are left."""
+    for name in exchange.statuses.keys() - exchange.ended.keys():
+        exchange.ended[name] = exchange.made_until_ms
+    if not exchange.ended:
+        return count
+    until_ms = np.full(len(exchange.specs) + 1, np.inf)  # rows of all symbols come last
+    for name, ms in exchange.ended.items():
+        until_ms[exchange.index[name]] = ms
+    rows = exchange.rows[:count]
+    kept = rows[(rows[:, KIND] != AGG) | (rows[:, EVENT_MS] <= until_ms[rows[:, SYM]])]
+    rows[: len(kept)] = kept
+    return len(kept)
 
 
 def _funding(exchange: Exchange, now_ms: int) -> None:
@@ -240,46 +266,51 @@ def _funding(exchange: Exchange, now_ms: int) -> None:
     exchange.next_funding_ms += FUNDING_INTERVAL_MS
 
 
-def _untouched(exchange: Exchange, name: str, mine: Ints) -> bool:
-    """True when no price of the step reaches anything of ours: the usual case, kept cheap."""
-    spec = exchange.account.specs[name]
-    traded = mine[mine[:, KIND] != MARK]
-    if len(traded) == 0:
-        return True
-    least = spec.price_of(int(traded[:, P1].min()))
-    trades = traded[traded[:, KIND] == AGG]
-    quotes = traded[traded[:, KIND] == BOOK]
-    most = spec.price_of(
-        max(int(traded[:, P1].max()), int(quotes[:, P2].max()) if len(quotes) else 0)
-    )
-    for order in exchange.account.orders.values():
-        if order.symbol == name and least <= order.price <= most:
-            return False
-        if order.symbol == name and (order.price >= most) == (order.side == "BUY"):
-            return False
-    for algo in exchange.account.algos.values():
-        if algo.symbol != name or algo.working != "CONTRACT_PRICE" or not len(trades):
-            continue
-        peak = spec.price_of(int(trades[:, P1].max() if algo.rises else trades[:, P1].min()))
-        if (peak >= algo.trigger) if algo.rises else (peak <= algo.trigger):
-            return False
-    return True
-
-
 def _meet(exchange: Exchange, count: int, now_ms: int) -> None:
-    """The account meets the step's path, symbol by symbol, price by price."""
-    rows = exchange.rows[:count]
-    for name in sorted(matching.watched(exchange.account)):
-        mine = rows[(rows[:, SYM] == exchange.index[name]) & (rows[:, KIND] <= MARK)]
-        if len(mine) == 0:
-            continue
-        if _untouched(exchange, name, mine):
-            mine = mine[mine[:, KIND] == MARK]
-        for row in mine:
-            ms = max(now_ms, int(row[EVENT_MS]))
-            happened = _happened(exchange.account.specs[name], name, row)
-            tell(exchange, matching.match(exchange.account, happened, ms))
+    """The account meets what touches it, in the order in which it happened."""
+    account, rows = exchange.account, exchange.rows
+    names = matching.watched(account)
+    if not names:
+        return
+    quoted, marked = (np.full(len(exchange.specs), -1, np.int64) for _ in range(2))
+    if exchange.banded != exchange.changes:
+        _set_bands(exchange, names)
+    at = touch.next_touch(rows, 0, count, exchange.bands, quoted, marked)
+    while at < count:
+        row = rows[at]
+        name = exchange.specs[int(row[SYM])].name
+        for other in names:
+            _catch_up(exchange, other, quoted, marked)
+        ms = max(now_ms, int(row[EVENT_MS]))
+        events = matching.match(account, _happened(account.specs[name], name, row), ms)
+        if events:
+            tell(exchange, events)
+        if events or row[KIND] == MARK:
+            _set_bands(exchange, names)
+        else:
+            touch.set_trade_bands(account, account.specs[name], exchange.bands[row[SYM]])
+        at = touch.next_touch(rows, at + 1, count, exchange.bands, quoted, marked)
+    for name in names:
         refresh(exchange, name)
+
+
+def _set_bands(exchange: Exchange, names: set[str]) -> None:
+    exchange.bands[:] = touch.untouchable(len(exchange.specs))
+    for name in names:
+        spec, bands = exchange.account.specs[name], exchange.bands[exchange.index[name]]
+        touch.set_trade_bands(exchange.account, spec, bands)
+        touch.set_mark_bands(exchange.account, spec, bands)
+    exchange.banded = exchange.changes
+
+
+def _catch_up(exchange: Exchange, name: str, quoted: Ints, marked: Ints) -> None:
+    """Quotes and marks that touched nothing are in the book before something does."""
+    account, at = exchange.account, exchange.index[name]
+    for latest in (quoted, marked):
+        if latest[at] >= 0:
+            happened = _happened(account.specs[name], name, exchange.rows[latest[at]])
+            account.books[name] = matching.book_after(account.books[name], happened)
+            latest[at] = -1
 
 
 def _happened(spec: Symbol, name: str, row: Ints) -> matching.MarketEvent:
@@ -294,10 +325,12 @@ def _happened(spec: Symbol, name: str, row: Ints) -> matching.MarketEvent:
 
 
 def candles(exchange: Exchange, symbol: int, timeframe: int) -> Ints:
-    """Generated history, then what was published, then the forming candle."""
+    """Generated history, then what was published, then the forming candle, without a hole."""
     closed, _ = seed_candles(exchange, symbol)
     live = bars.candles(exchange.record, symbol, timeframe)
     past = closed[timeframe]
+    if past[-1, bars.OPEN_MS] + bars.SPAN_MS[timeframe] < live[0, bars.OPEN_MS]:
+        return live  # the first published candles are no longer kept
     return np.concatenate([past[past[:, bars.OPEN_MS] < live[0, bars.OPEN_MS]], live])
 
 

@@ -1,17 +1,17 @@
 """What a fill or an end of an order does to the account: money, position, dependents.
 
-The only file that moves the wallet of a trade. Everything appends what it did to `out`, in the
+The only file that moves the wallets of a trade. Everything appends what it did to `out`, in the
 order in which the exchange tells it.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
 
+from venue import fees
 from venue.orders import (
     CLOSED_KEPT,
-    E8,
     EXPIRE_REDUCE,
     ZERO,
     Account,
@@ -24,13 +24,12 @@ from venue.orders import (
     Trade,
     amount,
     leverage_of,
+    margin_aside,
+    money,
+    position_key,
     snapshot,
     unrealised,
 )
-
-
-def money(value: Decimal) -> Decimal:
-    return value.quantize(E8, ROUND_HALF_UP)
 
 
 def _apply(account: Account, position: Position, signed: Decimal, price: Decimal) -> Decimal:
@@ -59,14 +58,22 @@ def _apply(account: Account, position: Position, signed: Decimal, price: Decimal
     return realised
 
 
-def income(account: Account, symbol: str, kind: str, money: Decimal, ms: int, trade: str) -> None:
+def income(
+    account: Account,
+    symbol: str,
+    kind: str,
+    money: Decimal,
+    ms: int,
+    trade: str,
+    asset: str = "USDT",
+) -> None:
     account.tran_seq += 1
     account.income.append(
         {
             "symbol": symbol,
             "incomeType": kind,
             "income": f"{money:.8f}",
-            "asset": "USDT",
+            "asset": asset,
             "info": trade or kind,
             "time": ms,
             "tranId": account.tran_seq,
@@ -87,17 +94,19 @@ def fill(
 ) -> None:
     """One execution: position, wallet, fee, order; then what it makes pointless expires."""
     assert 0 < qty <= order.left
-    symbol = order.symbol
-    position = account.positions.setdefault(symbol, Position(symbol))
+    symbol, side = order.symbol, order.position_side
+    key = position_key(symbol, side)
+    position = account.positions.setdefault(key, Position(symbol, side=side))
     before = position.qty
     realised = _apply(account, position, qty * order.sign, price)
-    fee = money(price * qty * (account.maker_rate if maker else account.taker_rate))
-    position.fees += fee if position.qty * order.sign > 0 else ZERO
+    fee = fees.of_fill(account, order, price * qty, maker)
+    opened = min(qty, abs(position.qty)) if position.qty * order.sign > 0 else ZERO
+    position.fees += money(fee.cost * opened / qty)
     position.realised += realised
     position.updated_ms = now
-    account.wallet += realised - fee
+    account.wallet += realised
     account.realised += realised
-    account.fees += fee
+    fees.charge(account, fee)
     order.executed += qty
     order.quote += price * qty
     order.updated_ms = now
@@ -111,13 +120,15 @@ def fill(
         order.side,
         price,
         qty,
-        fee,
+        fee.amount,
         realised,
         maker,
         now,
+        side,
+        fee.asset,
     )
     account.trades.append(trade)
-    income(account, symbol, "COMMISSION", -fee, now, str(trade.id))
+    income(account, symbol, fee.kind, -fee.amount, now, str(trade.id), fee.asset)
     if realised:
         income(account, symbol, "REALIZED_PNL", realised, now, str(trade.id))
     if order.status == "FILLED":
@@ -133,12 +144,14 @@ def fill(
             unrealised(account, position),
             account.wallet,
             margin_type,
+            bnb=account.bnb,
+            aside=margin_aside(account),
         )
     )
     if order.status == "FILLED":
         _finish_algo(account, order, now, out)
     if before and position.qty * before <= 0:
-        _expire_closers(account, symbol, order.id, now, out)
+        _expire_closers(account, position, order.id, now, out)
 
 
 def _retire(account: Account, order: Order) -> None:
@@ -156,7 +169,8 @@ def end(
     order.expire_reason = reason
     order.updated_ms = now
     _retire(account, order)
-    out.append(OrderEvent(snapshot(order), status, now))
+    execution = "EXPIRED" if status == "EXPIRED_IN_MATCH" else status
+    out.append(OrderEvent(snapshot(order), execution, now))
     _finish_algo(account, order, now, out)
 
 
@@ -177,13 +191,16 @@ def _finish_algo(account: Account, order: Order, now: int, out: list[Event]) -> 
         algo_to(account, algo, "FINISHED", now, out)
 
 
-def _expire_closers(account: Account, symbol: str, but: int, now: int, out: list[Event]) -> None:
+def _expire_closers(
+    account: Account, position: Position, but: int, now: int, out: list[Event]
+) -> None:
     """The position went through zero: closePosition and resting reduce-only orders go."""
-    for algo in [a for a in account.algos.values() if a.symbol == symbol and a.close_position]:
-        if algo.status == "NEW":
+    where = (position.symbol, position.side)
+    for algo in [a for a in account.algos.values() if (a.symbol, a.position_side) == where]:
+        if algo.close_position and algo.status == "NEW":
             algo_to(account, algo, "EXPIRED", now, out)
-    for order in [o for o in account.orders.values() if o.symbol == symbol and o.reduce_only]:
-        if order.id != but:
+    for order in [o for o in account.orders.values() if (o.symbol, o.position_side) == where]:
+        if order.reduce_only and order.id != but:
             end(account, order, "EXPIRED", EXPIRE_REDUCE, now, out)
 
 
@@ -191,5 +208,5 @@ def cap(account: Account, order: Order) -> Decimal:
     """How much may still be filled: reduce-only never beyond the position."""
     if not order.reduce_only and not order.close_position:
         return order.left
-    held = amount(account, order.symbol)
+    held = amount(account, order.symbol, order.position_side)
     return min(order.left, abs(held)) if held * order.sign < 0 else ZERO

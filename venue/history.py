@@ -29,7 +29,8 @@ from venue.bars import (
     VOLUME,
     _merge,
 )
-from venue.market import Ints, Words, _normal, _uniform
+from venue.dice import Words, _normal, _uniform
+from venue.market import Ints
 
 BARS = 240  # candles of each timeframe before birth, at least
 SLOTS = 2 * BARS + 40  # room for them with the alignment to the next coarser start

@@ -1,12 +1,13 @@
 """The market: one seeded kernel that makes trades, quotes and marks of all symbols in order.
 
-The sequence of events depends on seed, symbols, rate, speed, edge and tape only, never on how
-often the kernel is called: `produce` makes every event with E <= `until_ms` and leaves the rest
-for the next call. Prices are driftless but for one known thing: after a structure break (price
-beyond the last confirmed swing) a symbol drifts in the break's direction for DRIFT_MS, by `edge`
-standard deviations of that span in all. With edge 0 the price is a martingale; volatility
-still switches between quiet, normal and burst. Trades print at the last published best bid
-or ask. Taped symbols are copied from the tape at their own times and get marks from their mid.
+The sequence of events depends on seed, symbols, rate, speed, edge, tape and the planned scenarios
+only, never on how often the kernel is called: `produce` makes every event with E <= `until_ms`
+and leaves the rest for the next call. Prices are driftless but for what is planned (`scenes`) and
+one known thing: after a structure break (price beyond the last confirmed swing) a symbol drifts
+in the break's direction for DRIFT_MS, by `edge` standard deviations of that span in all. With
+edge 0 the price is a martingale; volatility still switches between quiet, normal and burst.
+Trades print at the last published best bid or ask. Taped symbols are copied from the tape at
+their own times and get marks from their mid.
 
 Events are rows of int64: KIND SYM EVENT_MS TRADE_MS ID P1 Q1 P2 Q2 FLAG
   AGG    id aggregate id   p1 price  q1 qty  p2 first trade id  q2 last trade id  flag buyer maker
@@ -25,11 +26,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from venue import scenes as sc
+from venue.dice import Words, _normal, _size, _uniform
+from venue.scenes import Floats, Scenes
 from venue.symbols import FUNDING_INTERVAL_MS, FUNDING_RATE_E8, Symbol
 
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Words = NDArray[np.uint64]
 
 AGG, BOOK, MARK, MARK3, ARR, ARR3 = 0, 1, 2, 3, 4, 5
 KINDS = 6
@@ -38,10 +40,13 @@ EVENT_COLS = 10
 
 # float state per symbol
 MID, SIGMA, VOL, VOL_UNTIL, DRIFT, DRIFT_UNTIL, SEEN, EXTREME, SWING_HI, SWING_LO, QTY = range(11)
-FLOAT_COLS = 11
+BOOST, OFF_PATH = 11, 12  # factor of trade sizes; log deviation from a scenario's path
+FLOAT_COLS = 13
 # integer state per symbol
 TICK, BID, BIDQ, ASK, ASKQ, LAST, AGG_ID, TRADE_ID, UPDATE_ID, LEG, BROKE, TAPED, SCALE = range(13)
-INT_COLS = 13
+SCENE = 13  # the scenario that runs, plus one; 0 for none
+MARKED = 14  # the last published mark * 1e8
+INT_COLS = 15
 # float globals
 NEXT_MS, GAP_MS, STUCK, EDGE, NEXT_MARK, TAPE_AT = range(6)
 GLOBAL_COLS = 6
@@ -51,44 +56,58 @@ DRIFT_MS = 10 * MINUTE_MS  # long enough that a 1m or 5m candle reader can act o
 SWING_SIGMAS = 2.2  # a swing is confirmed by a pull-back of so many one-minute deviations
 SIGMA_BP_LEAST, SIGMA_BP_MOST = 22.0, 36.0  # one-minute deviation of a symbol, basis points
 TRADE_SHARE = 1.0 / 3.0
+TRADE_DRAWS, BOOK_DRAWS = 4, 6  # uniforms of a trade and of a quote, side and update id included
 ROWS_MAX = 16_384  # rows of one call; `produce` returns early when they are used up
 BASE_MS = 1_772_496_000_000  # 2026-03-03 00:00 UTC
 BIRTH_LEAD_MS = 140_000  # 23:57:40: every timeframe closes within 140 s, funding before any entry
 FIRST_ID = 1_000_000
 
 
-@njit(cache=True, inline="always")
-def _uniform(rng: Words) -> float:
-    """splitmix64, in (0, 1)."""
-    rng[0] += np.uint64(0x9E3779B97F4A7C15)
-    z = rng[0]
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
-    return (float(z >> np.uint64(11)) + 0.5) / 9007199254740992.0
-
-
-@njit(cache=True, inline="always")
-def _normal(rng: Words) -> float:
-    radius = np.sqrt(-2.0 * np.log(_uniform(rng)))
-    return radius * np.cos(6.283185307179586 * _uniform(rng))
-
-
 @njit(cache=True)
-def _evolve(f: Floats, n: Ints, rng: Words, s: int, now: float, edge: float) -> None:
-    """Mid price of one symbol to `now`: regime, structure, drift, noise."""
+def _regime(f: Floats, rng: Words, s: int, now: float) -> None:
+    """Switches between quiet, normal and burst when the present one has had its time."""
     row = f[s]
-    gap = now - row[SEEN]
-    row[SEEN] = now
     if now >= row[VOL_UNTIL]:
         u = _uniform(rng)
         row[VOL] = 0.55 if u < 0.4 else (1.0 if u < 0.8 else 1.9)
         span = 6.0 if u < 0.8 else 2.4
         row[VOL_UNTIL] = now - np.log(_uniform(rng)) * span * MINUTE_MS
+
+
+@njit(cache=True)
+def _move(
+    f: Floats,
+    n: Ints,
+    rng: Words,
+    s: int,
+    now: float,
+    edge: float,
+    plan: Floats,
+    knots: Floats,
+    play: Floats,
+) -> None:
+    """Mid price of one symbol to `now`: drift and noise, or the path of its scenario."""
+    row = f[s]
+    gap = now - row[SEEN]
+    row[SEEN] = now
     if now >= row[DRIFT_UNTIL]:
         row[DRIFT] = 0.0
-    step = row[DRIFT] * gap + row[SIGMA] * row[VOL] * np.sqrt(gap) * _normal(rng)
-    mid = max(row[MID] * (1.0 + max(-0.05, min(0.05, step))), 50.0 * n[s, TICK])
+    noise = _normal(rng)
+    k = n[s, SCENE] - 1
+    if k >= 0 and plan[k, sc.STEERED] > 0.0:
+        free = row[SIGMA] * row[VOL] * np.sqrt(gap) * noise
+        row[OFF_PATH] = sc.wobble(plan, row[OFF_PATH], gap, free, k)
+        mid = sc.steered(plan, knots, play, k, now, row[OFF_PATH])
+    else:
+        step = row[DRIFT] * gap + row[SIGMA] * row[VOL] * np.sqrt(gap) * noise
+        mid = row[MID] * (1.0 + max(-0.05, min(0.05, step)))
+    _structure(f, n, s, max(mid, 50.0 * n[s, TICK]), now, edge)
+
+
+@njit(cache=True)
+def _structure(f: Floats, n: Ints, s: int, mid: float, now: float, edge: float) -> None:
+    """Takes a new mid price: swings it confirms, structure it breaks, the drift that follows."""
+    row = f[s]
     row[MID] = mid
     reach = SWING_SIGMAS * row[SIGMA] * np.sqrt(MINUTE_MS)
     broke = 0
@@ -115,12 +134,6 @@ def _evolve(f: Floats, n: Ints, rng: Words, s: int, now: float, edge: float) -> 
     if broke != 0 and edge > 0.0:
         row[DRIFT] = broke * edge * row[SIGMA] / np.sqrt(DRIFT_MS)
         row[DRIFT_UNTIL] = now + DRIFT_MS
-
-
-@njit(cache=True, inline="always")
-def _size(rng: Words, mean: float) -> int:
-    """Log-normal size with a fat tail, at least one unit."""
-    return max(1, int(mean * 0.55 * np.exp(1.1 * _normal(rng)) + 0.5))
 
 
 @njit(cache=True)
@@ -156,7 +169,8 @@ def _marks(n: Ints, out: Ints, at: int, ms: int) -> int:
             break
         for s in range(symbols):
             _fill_row(out, at, MARK3 if wide == 1 else MARK, s, ms)
-            out[at, P1] = (n[s, BID] + n[s, ASK]) * n[s, SCALE] // 2
+            n[s, MARKED] = (n[s, BID] + n[s, ASK]) * n[s, SCALE] // 2
+            out[at, P1] = n[s, MARKED]
             out[at, P2] = out[at, P1]
             out[at, Q1] = FUNDING_RATE_E8
             out[at, Q2] = funding
@@ -169,39 +183,146 @@ def _marks(n: Ints, out: Ints, at: int, ms: int) -> int:
 
 
 @njit(cache=True)
-def _generate(f: Floats, n: Ints, g: Floats, rng: Words, cum: Floats, out: Ints, at: int) -> None:
-    """The event due at g[NEXT_MS]: a trade or a quote of one symbol, and when the next is due."""
+def _trade(f: Floats, n: Ints, rng: Words, s: int, ms: int, sold: bool, out: Ints, at: int) -> None:
+    """A trade at the last published best price of the side that is taken."""
+    prints = 1 + int(-np.log(_uniform(rng)) * 0.8)
+    n[s, AGG_ID] += 1
+    _fill_row(out, at, AGG, s, ms)
+    out[at, ID] = n[s, AGG_ID]
+    out[at, P1] = n[s, BID] if sold else n[s, ASK]
+    out[at, Q1] = max(prints, _size(rng, f[s, QTY] * f[s, BOOST]))
+    out[at, P2] = n[s, TRADE_ID] + 1
+    n[s, TRADE_ID] += prints
+    out[at, Q2] = n[s, TRADE_ID]
+    out[at, FLAG] = 1 if sold else 0
+    n[s, LAST] = out[at, P1]
+
+
+@njit(cache=True)
+def _book(f: Floats, n: Ints, rng: Words, s: int, ms: int, out: Ints, at: int) -> None:
+    """A new quote around the mid."""
+    _quote(f, n, rng, s)
+    n[s, UPDATE_ID] += 1 + int(_uniform(rng) * 900)
+    _fill_row(out, at, BOOK, s, ms)
+    out[at, ID] = n[s, UPDATE_ID]
+    out[at, P1] = n[s, BID]
+    out[at, Q1] = n[s, BIDQ]
+    out[at, P2] = n[s, ASK]
+    out[at, Q2] = n[s, ASKQ]
+
+
+@njit(cache=True, inline="always")
+def _sold(f: Floats, n: Ints, rng: Words, s: int) -> bool:
+    """The taker's side leans to where the mid has gone since the last quote."""
+    tilt = 0.5 + 0.15 * np.sign(f[s, MID] - 0.5 * (n[s, BID] + n[s, ASK]))
+    return bool(_uniform(rng) >= tilt)
+
+
+@njit(cache=True)
+def _generate(
+    f: Floats,
+    n: Ints,
+    g: Floats,
+    rng: Words,
+    cum: Floats,
+    plan: Floats,
+    knots: Floats,
+    play: Floats,
+    out: Ints,
+    at: int,
+) -> int:
+    """The event due at g[NEXT_MS]: a trade or a quote of one symbol, and when the next is due.
+
+    Returns the next free row. In a scenario's silence everything is drawn and nothing is told.
+    """
     now = g[NEXT_MS]
     s = int(g[STUCK])
     if s < 0 or _uniform(rng) >= (0.5 if f[s, VOL] > 1.5 else 0.15):
         s = min(int(np.searchsorted(cum, _uniform(rng), side="right")), len(cum) - 1)
         g[STUCK] = s
-    ms = int(now)
+    k = n[s, SCENE] - 1
+    quiet = k >= 0 and now < plan[k, sc.AT_MS] + plan[k, sc.QUIET_MS]
     if _uniform(rng) < TRADE_SHARE:
-        tilt = 0.5 + 0.15 * np.sign(f[s, MID] - 0.5 * (n[s, BID] + n[s, ASK]))
-        sold = _uniform(rng) >= tilt
-        prints = 1 + int(-np.log(_uniform(rng)) * 0.8)
-        n[s, AGG_ID] += 1
-        _fill_row(out, at, AGG, s, ms)
-        out[at, ID] = n[s, AGG_ID]
-        out[at, P1] = n[s, BID] if sold else n[s, ASK]
-        out[at, Q1] = max(prints, _size(rng, f[s, QTY]))
-        out[at, P2] = n[s, TRADE_ID] + 1
-        n[s, TRADE_ID] += prints
-        out[at, Q2] = n[s, TRADE_ID]
-        out[at, FLAG] = 1 if sold else 0
-        n[s, LAST] = out[at, P1]
+        if quiet:
+            for _ in range(TRADE_DRAWS):
+                _uniform(rng)
+        else:
+            _trade(f, n, rng, s, int(now), _sold(f, n, rng, s), out, at)
     else:
-        _evolve(f, n, rng, s, now, g[EDGE])
-        _quote(f, n, rng, s)
-        n[s, UPDATE_ID] += 1 + int(_uniform(rng) * 900)
-        _fill_row(out, at, BOOK, s, ms)
-        out[at, ID] = n[s, UPDATE_ID]
-        out[at, P1] = n[s, BID]
-        out[at, Q1] = n[s, BIDQ]
-        out[at, P2] = n[s, ASK]
-        out[at, Q2] = n[s, ASKQ]
+        _regime(f, rng, s, now)
+        _move(f, n, rng, s, now, g[EDGE], plan, knots, play)
+        if quiet:
+            for _ in range(BOOK_DRAWS):
+                _uniform(rng)
+        else:
+            _book(f, n, rng, s, int(now), out, at)
     g[NEXT_MS] = now - np.log(_uniform(rng)) * g[GAP_MS]
+    return at if quiet else at + 1
+
+
+@njit(cache=True)
+def _act(
+    f: Floats,
+    n: Ints,
+    edge: float,
+    plan: Floats,
+    knots: Floats,
+    play: Floats,
+    dice: Words,
+    k: int,
+    out: Ints,
+    at: int,
+) -> int:
+    """What scenario `k` does at the time it is due: starts, passes a knot, or adds an event.
+
+    Returns the next free row, at most two further.
+    """
+    rng = dice[k : k + 1]
+    s = int(plan[k, sc.SYM])
+    now = np.floor(sc.due_ms(plan, play, k))
+    if play[k, sc.STAGE] == sc.WAITING:
+        rng[0] = np.uint64(plan[k, sc.SEED])
+        play[k, sc.STAGE] = sc.RUNNING
+        play[k, sc.START] = f[s, MID]
+        play[k, sc.KNOT] = 1
+        play[k, sc.EXTRA_MS] = now + plan[k, sc.QUIET_MS] + _wait(rng, plan[k, sc.RATE])
+        n[s, SCENE] = k + 1
+        f[s, BOOST], f[s, OFF_PATH] = plan[k, sc.SIZE], 0.0
+    elif now >= plan[k, sc.AT_MS] + knots[k, int(play[k, sc.KNOT]), sc.OFFSET_MS]:
+        before = f[s, MID]
+        f[s, OFF_PATH] = 0.0
+        while play[k, sc.KNOT] < plan[k, sc.KNOTS] and (
+            plan[k, sc.AT_MS] + knots[k, int(play[k, sc.KNOT]), sc.OFFSET_MS] <= now
+        ):
+            play[k, sc.KNOT] += 1
+        if plan[k, sc.STEERED] > 0.0:
+            mid = sc.steered(plan, knots, play, k, now, 0.0)
+            f[s, SEEN] = now
+            _structure(f, n, s, max(mid, 50.0 * n[s, TICK]), now, edge)
+        else:
+            _move(f, n, rng, s, now, edge, plan, knots, play)
+        _book(f, n, rng, s, int(now), out, at)
+        _trade(f, n, rng, s, int(now), f[s, MID] < before, out, at + 1)
+        at += 2
+    else:
+        if _uniform(rng) < TRADE_SHARE:
+            _trade(f, n, rng, s, int(now), _sold(f, n, rng, s), out, at)
+        else:
+            _move(f, n, rng, s, now, edge, plan, knots, play)
+            _book(f, n, rng, s, int(now), out, at)
+        play[k, sc.EXTRA_MS] = now + _wait(rng, plan[k, sc.RATE])
+        at += 1
+    sc.schedule(plan, knots, play, k)
+    if play[k, sc.STAGE] == sc.DONE:
+        n[s, SCENE] = 0
+        f[s, BOOST] = 1.0
+    return at
+
+
+@njit(cache=True, inline="always")
+def _wait(rng: Words, rate: float) -> float:
+    """Whole milliseconds until a scenario's next added event."""
+    return np.floor(-np.log(_uniform(rng)) * 1000.0 / rate) if rate > 0.0 else np.inf
 
 
 @njit(cache=True)
@@ -229,6 +350,10 @@ def produce(
     rng: Words,
     cum: Floats,
     tape: Ints,
+    plan: Floats,
+    knots: Floats,
+    play: Floats,
+    dice: Words,
     until_ms: float,
     out: Ints,
 ) -> int:
@@ -238,16 +363,23 @@ def produce(
     """
     at = 0
     block = 2 * n.shape[0] + 2
+    scene = sc.next_scene(plan, play)
     while at + block < out.shape[0]:
         tape_at = int(g[TAPE_AT])
         taped = float(tape[tape_at, EVENT_MS]) if tape_at < tape.shape[0] else np.inf
         drawn = np.floor(g[NEXT_MS])
-        due = min(taped, drawn)
+        acted = np.floor(sc.due_ms(plan, play, scene)) if scene >= 0 else np.inf
+        due = min(taped, drawn, acted)
         if g[NEXT_MARK] < due:
             if g[NEXT_MARK] > until_ms:
                 break
             at = _marks(n, out, at, int(g[NEXT_MARK]))
             g[NEXT_MARK] += 1000.0
+        elif acted <= due:
+            if acted > until_ms:
+                break
+            at = _act(f, n, g[EDGE], plan, knots, play, dice, scene, out, at)
+            scene = sc.next_scene(plan, play)
         elif taped <= drawn:
             if taped > until_ms:
                 break
@@ -257,8 +389,7 @@ def produce(
         else:
             if g[NEXT_MS] > until_ms:
                 break
-            _generate(f, n, g, rng, cum, out, at)
-            at += 1
+            at = _generate(f, n, g, rng, cum, plan, knots, play, out, at)
     return at
 
 
@@ -273,9 +404,11 @@ class Market:
     cum: Floats
     tape: Ints
     t0_ms: int
+    scenes: Scenes
 
     def state(self) -> dict[str, NDArray[Any]]:
-        return {"f": self.f, "n": self.n, "g": self.g, "rng": self.rng, "cum": self.cum}
+        own = {"f": self.f, "n": self.n, "g": self.g, "rng": self.rng, "cum": self.cum}
+        return own | self.scenes.state()
 
 
 def birth_ms(seed: int) -> int:
@@ -319,18 +452,19 @@ def create(
             n[k, TAPED] = 1
         f[k, MID] = f[k, EXTREME] = points
         f[k, SIGMA] = spread_bp * 1e-4 / MINUTE_MS**0.5
-        f[k, VOL] = 1.0
+        f[k, VOL] = f[k, BOOST] = 1.0
         f[k, SEEN] = f[k, VOL_UNTIL] = t0_ms
         f[k, SWING_HI], f[k, SWING_LO] = points * 1.004, points * 0.996
         f[k, QTY] = float(s.qty_mean / s.unit)
         n[k, LEG] = 1
         _quote(f, n, rng, k)
         n[k, LAST] = n[k, BID]
+        n[k, MARKED] = (n[k, BID] + n[k, ASK]) * n[k, SCALE] // 2
     g[NEXT_MS] = t0_ms + 1.0 if rate > 0 and total > 0 else np.inf
     g[GAP_MS] = 1000.0 * speed / rate if rate > 0 else 1.0
     g[STUCK], g[EDGE] = -1, edge
     g[NEXT_MARK] = (t0_ms // 1000 + 1) * 1000
-    return Market(f, n, g, rng, cum, tape, t0_ms)
+    return Market(f, n, g, rng, cum, tape, t0_ms, sc.empty())
 
 
 def rows(market: Market) -> Ints:
@@ -340,8 +474,9 @@ def rows(market: Market) -> Ints:
 
 def step(market: Market, until_ms: float, out: Ints) -> int:
     """Rows made; call again while it returned more than zero."""
-    m = market
-    return int(produce(m.f, m.n, m.g, m.rng, m.cum, m.tape, until_ms, out))
+    m, s = market, market.scenes
+    arrays = (m.f, m.n, m.g, m.rng, m.cum, m.tape, s.plan, s.knots, s.play, s.dice)
+    return int(produce(*arrays, float(until_ms), out))
 
 
 def sigma_1m(market: Market, symbol: int) -> float:

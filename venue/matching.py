@@ -1,26 +1,26 @@
 """Matching: orders meet the market's book and its trades. Pure: state, event, now -> events.
 
-Takers take the best price and walk a synthetic depth behind it; the market's book is not changed
-by us. A resting order fills when the market trades through it (all of it), at it on the right
-side (as much as was traded) or when the opposite quote reaches it. Conditional orders fire on the
+Takers take the best price and walk the depth behind it (ladder); what they ate stays eaten until
+the next quote. Resting orders stand in the market's queue (resting). Conditional orders fire on the
 last trade or the mark, in the order in which the prices happened. When a position reaches zero,
 what existed only to close it expires.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
-from venue import checks
+from venue import checks, funding, ladder, liquidation, resting, trailing
 from venue.checks import Request
-from venue.fills import algo_to, cap, end, fill, income, money
+from venue.fees import BNB_SYMBOL
+from venue.fills import algo_to, cap, end, fill
 from venue.orders import (
     EXPIRE_IOC,
-    EXPIRE_LIQUIDATION,
+    EXPIRE_IOC_STP,
     EXPIRE_MARKET,
     EXPIRE_REDUCE,
+    EXPIRE_STP,
     ZERO,
     Account,
     Algo,
@@ -28,20 +28,16 @@ from venue.orders import (
     Book,
     ConfigEvent,
     Event,
-    MoneyEvent,
     Order,
     OrderEvent,
     Refusal,
     RejectEvent,
     amount,
+    held_of,
     leverage_of,
-    maintenance,
     snapshot,
-    unrealised,
 )
-from venue.symbols import PRICE_BOUND, Symbol
-
-LEVELS = 1000  # synthetic depth: levels on each side
+from venue.wallet import deposit as deposit
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,68 +74,96 @@ class FundingDue:
 MarketEvent = MarketTrade | MarketQuote | MarketMark | FundingDue
 
 
-def levels(
-    spec: Symbol, book: Book, side: str, count: int = LEVELS
-) -> Iterator[tuple[Decimal, Decimal]]:
-    """Price and size that a taker of `side` meets, best first; the same at REST depth."""
-    price, qty, step = (
-        (book.ask, book.ask_qty, spec.tick)
-        if side == "BUY"
-        else (book.bid, book.bid_qty, -spec.tick)
-    )
-    yield price, qty
-    units = int(spec.qty_mean / spec.unit)
-    for k in range(1, count):
-        price += step
-        if price <= 0:
-            return
-        # a fixed mix of the price's ticks: depth looks uneven and does not flicker
-        mix = int(price / spec.tick) * 2654435761 % 4096
-        yield price, (max(1, units * (2 + k // 4) * (512 + mix) // 4096)) * spec.unit
-
-
 def _walk(account: Account, order: Order, limit: Decimal, now: int, out: list[Event]) -> None:
-    """Takes from the book up to `limit`."""
-    spec, book = account.specs[order.symbol], account.books[order.symbol]
-    for price, qty in levels(spec, book, order.side):
-        if price * order.sign > limit * order.sign:
+    """Takes from the book up to `limit`; what it takes is gone until the market quotes anew."""
+    spec = account.specs[order.symbol]
+    for price, qty in ladder.offers(spec, account.books[order.symbol], order.side, limit):
+        _meet_own(account, order, price, now, out)
+        take = min(qty, cap(account, order), account.taken_max - order.executed)
+        if take <= 0 or order.id not in account.orders:
             return
-        take = min(qty, cap(account, order))
-        if take <= 0:
-            return
+        _eat(account, order, take)
         fill(account, order, price, take, False, now, out)
         if order.status == "FILLED":
+            return
+    _meet_own(account, order, limit, now, out)
+
+
+def _eat(account: Account, order: Order, qty: Decimal) -> None:
+    book = account.books[order.symbol]
+    if order.side == "BUY":
+        account.books[order.symbol] = replace(book, ask_taken=book.ask_taken + qty)
+    else:
+        account.books[order.symbol] = replace(book, bid_taken=book.bid_taken + qty)
+
+
+def _in_the_way(account: Account, symbol: str, sign: int, limit: Decimal) -> list[Order]:
+    """Our orders of the other side that a taker with this limit would meet, best price first."""
+    found = [
+        o
+        for o in account.orders.values()
+        if o.symbol == symbol and o.sign == -sign and o.price * sign <= limit * sign
+    ]
+    return sorted(found, key=lambda o: o.price * sign)
+
+
+def _meet_own(account: Account, order: Order, limit: Decimal, now: int, out: list[Event]) -> None:
+    """A taker that reaches orders of its own account: its mode says which of the two expires."""
+    if order.tif == "FOK" or order.id not in account.orders:
+        return  # it takes from the market alone
+    for maker in _in_the_way(account, order.symbol, order.sign, limit):
+        if order.stp == "NONE":
+            qty = min(cap(account, maker), cap(account, order))
+            if qty > 0:
+                fill(account, maker, maker.price, qty, True, now, out)
+                fill(account, order, maker.price, qty, False, now, out)
+        if order.stp in ("EXPIRE_MAKER", "EXPIRE_BOTH"):
+            end(account, maker, "EXPIRED_IN_MATCH", EXPIRE_STP, now, out)
+        if order.stp in ("EXPIRE_TAKER", "EXPIRE_BOTH"):
+            reason = EXPIRE_IOC_STP if order.tif == "IOC" else EXPIRE_STP
+            end(account, order, "EXPIRED_IN_MATCH", reason, now, out)
+        if order.id not in account.orders:
             return
 
 
 def _reachable(account: Account, request: Request) -> Decimal:
-    """What a taker could get up to its limit."""
+    """What a taker could get up to its limit; reduce-only never more than the position."""
     spec, book = account.specs[request.symbol], account.books[request.symbol]
-    sign = 1 if request.side == "BUY" else -1
     total = ZERO
-    for price, qty in levels(spec, book, request.side):
-        if price * sign > request.price * sign or total >= request.qty:
-            break
+    for _, qty in ladder.offers(spec, book, request.side, request.price):
         total += qty
+        if total >= request.qty:
+            break
+    if request.reduce_only:
+        return min(total, abs(amount(account, request.symbol, request.position_side)))
     return total
 
 
-def place(account: Account, request: Request, now: int) -> tuple[Order | Refusal, list[Event]]:
-    """A new order on /order: the order as it is afterwards, or why not."""
+def crosses(account: Account, symbol: str, side: str, price: Decimal) -> bool:
+    """Whether an order would take: from the market, or from an order of its own account."""
+    book, sign = account.books[symbol], 1 if side == "BUY" else -1
+    best = book.ask if sign > 0 else book.bid
+    return price * sign >= best * sign or bool(_in_the_way(account, symbol, sign, price))
+
+
+def draft(account: Account, request: Request, now: int) -> Order | Refusal:
+    """The order that a request would be, without an id and in no book, or why there is none."""
     book = account.books[request.symbol]
-    refusal = checks.check_order(account, request, book)
+    if request.price_match != "NONE":
+        spec = account.specs[request.symbol]
+        price = ladder.matched(spec, book, request.side, request.price_match)
+        request = replace(request, price=price)
+    refusal = checks.check_order(account, request, book) or checks.check_date(request, now)
     if refusal is None and request.tif == "GTX":
-        crosses = request.price >= book.ask if request.side == "BUY" else request.price <= book.bid
-        refusal = checks.GTX_TAKES if crosses else None
+        takes = crosses(account, request.symbol, request.side, request.price)
+        refusal = checks.GTX_TAKES if takes else None
     if refusal is None and request.tif == "FOK" and _reachable(account, request) < request.qty:
         refusal = checks.FOK_UNFILLED
     if refusal is not None:
-        rejected = RejectEvent(request.symbol, request.client_id, refusal.code, refusal.msg, now)
-        return refusal, [rejected]
-    account.order_seq += 1
-    order = Order(
-        account.order_seq,
-        request.client_id or f"web_{account.order_seq}",
+        return refusal
+    return Order(
+        0,
+        request.client_id,
         request.symbol,
         request.side,
         request.type,
@@ -151,19 +175,37 @@ def place(account: Account, request: Request, now: int) -> tuple[Order | Refusal
         now,
         orig_type=request.type,
         stp=request.stp,
+        good_till_ms=request.good_till_ms,
+        price_match=request.price_match,
+        position_side=request.position_side,
     )
+
+
+def place(account: Account, request: Request, now: int) -> tuple[Order | Refusal, list[Event]]:
+    """A new order on /order: the order as it is afterwards, or why not."""
+    order = draft(account, request, now)
+    if isinstance(order, Refusal):
+        return order, [RejectEvent(request.symbol, request.client_id, order.code, order.msg, now)]
+    account.order_seq += 1
+    order.id = account.order_seq
+    order.client_id = order.client_id or f"web_{order.id}"
     out: list[Event] = []
     _enter(account, order, now, out)
     return order, out
 
 
 def _enter(account: Account, order: Order, now: int, out: list[Event]) -> None:
-    """NEW, then whatever the book gives, then rest or expire."""
     account.orders[order.id] = order
     out.append(OrderEvent(snapshot(order), "NEW", now))
+    take(account, order, now, out)
+
+
+def take(account: Account, order: Order, now: int, out: list[Event]) -> None:
+    """Whatever the book gives at once, then rest or expire."""
     book = account.books[order.symbol]
     if order.type == "MARKET":
-        limit = book.mark * (1 + order.sign * PRICE_BOUND)
+        bound = account.specs[order.symbol].take_bound
+        limit = book.mark * (1 + order.sign * bound)
         _walk(account, order, limit, now, out)
         if order.id in account.orders:
             end(account, order, "EXPIRED", EXPIRE_MARKET, now, out)
@@ -175,6 +217,8 @@ def _enter(account: Account, order: Order, now: int, out: list[Event]) -> None:
         end(account, order, "EXPIRED", EXPIRE_IOC, now, out)
     elif order.reduce_only and cap(account, order) == 0:
         end(account, order, "EXPIRED", EXPIRE_REDUCE, now, out)
+    else:
+        resting.join(account, order)
 
 
 def find(account: Account, symbol: str, order_id: int, client_id: str) -> Order | None:
@@ -197,16 +241,19 @@ def cancel(account: Account, order: Order, now: int) -> list[Event]:
     return out
 
 
-def place_algo(account: Account, request: Request, now: int) -> tuple[Algo | Refusal, list[Event]]:
-    """A new conditional order, or why not."""
-    refusal = checks.check_algo(account, request, account.books[request.symbol])
+def draft_algo(account: Account, request: Request, now: int) -> Algo | Refusal:
+    """The conditional order that a request would be, without an id, or why there is none."""
+    book = account.books[request.symbol]
+    refusal = checks.check_algo(account, request, book)
+    working = book.last if request.working == "CONTRACT_PRICE" else book.mark
+    if refusal is None and request.type == trailing.TYPE:
+        refusal = trailing.check(account.specs[request.symbol], request, working)
+    refusal = refusal or checks.check_date(request, now)
     if refusal is not None:
-        rejected = RejectEvent(request.symbol, request.client_id, refusal.code, refusal.msg, now)
-        return refusal, [rejected]
-    account.algo_seq += 1
+        return refusal
     algo = Algo(
-        account.algo_seq,
-        request.client_id or f"algo_{account.algo_seq}",
+        0,
+        request.client_id,
         request.symbol,
         request.side,
         request.type,
@@ -220,7 +267,26 @@ def place_algo(account: Account, request: Request, now: int) -> tuple[Algo | Ref
         request.price_protect,
         now,
         now,
+        good_till_ms=request.good_till_ms,
+        stp=request.stp,
+        price_match=request.price_match,
+        callback_rate=request.callback_rate,
+        activate=request.activate,
+        position_side=request.position_side,
     )
+    if algo.type == trailing.TYPE:
+        trailing.begin(algo, working)
+    return algo
+
+
+def place_algo(account: Account, request: Request, now: int) -> tuple[Algo | Refusal, list[Event]]:
+    """A new conditional order, or why not."""
+    algo = draft_algo(account, request, now)
+    if isinstance(algo, Refusal):
+        return algo, [RejectEvent(request.symbol, request.client_id, algo.code, algo.msg, now)]
+    account.algo_seq += 1
+    algo.id = account.algo_seq
+    algo.client_id = algo.client_id or f"algo_{algo.id}"
     account.algos[algo.id] = algo
     return algo, [AlgoEvent(replace(algo), now)]
 
@@ -235,7 +301,7 @@ def _fire(account: Account, algo: Algo, now: int, out: list[Event]) -> None:
     """Triggered: becomes an order of its own with a new id, or is refused now."""
     algo.trigger_ms = now
     algo_to(account, algo, "TRIGGERING", now, out)
-    held = amount(account, algo.symbol)
+    held = amount(account, algo.symbol, algo.position_side)
     sign = 1 if algo.side == "BUY" else -1
     closing = algo.close_position or algo.reduce_only
     qty = abs(held) if algo.close_position else algo.qty
@@ -252,8 +318,13 @@ def _fire(account: Account, algo: Algo, now: int, out: list[Event]) -> None:
         algo.close_position,
         algo.working,
         False,
-        "",
+        algo.stp,
+        position_side=algo.position_side,
     )
+    if algo.price_match != "NONE":
+        spec, book = account.specs[algo.symbol], account.books[algo.symbol]
+        price = ladder.matched(spec, book, algo.side, algo.price_match)
+        request = replace(request, price=price)
     refusal = None
     if closing and held * sign >= 0:
         refusal = checks.REDUCE_ONLY
@@ -275,7 +346,7 @@ def _fire(account: Account, algo: Algo, now: int, out: list[Event]) -> None:
         request.type,
         algo.tif,
         qty,
-        algo.price,
+        request.price,
         algo.reduce_only,
         now,
         now,
@@ -283,7 +354,11 @@ def _fire(account: Account, algo: Algo, now: int, out: list[Event]) -> None:
         algo.trigger,
         algo.working,
         algo.type,
+        stp=algo.stp,
         algo_id=algo.id,
+        good_till_ms=algo.good_till_ms,
+        price_match=algo.price_match,
+        position_side=algo.position_side,
     )
     _enter(account, order, now, out)
 
@@ -297,118 +372,45 @@ def _triggers(
         if a.symbol == symbol and a.status == "NEW" and a.working == working
     ]
     for algo in waiting:
-        hit = price >= algo.trigger if algo.rises else price <= algo.trigger
-        if hit and algo.status == "NEW":
+        if algo.status != "NEW":
+            continue  # ended by what fired before it
+        if algo.type == trailing.TYPE:
+            begun, hit = trailing.follow(algo, price)
+            if begun:
+                algo_to(account, algo, "NEW", now, out)
+        else:
+            hit = price >= algo.trigger if algo.rises else price <= algo.trigger
+        if hit:
             _fire(account, algo, now, out)
 
 
-def _rest(
-    account: Account, symbol: str, trade: MarketTrade | None, now: int, out: list[Event]
-) -> None:
-    """Resting orders against a trade of the market, or against its new quote."""
-    book = account.books[symbol]
-    for order in [o for o in account.orders.values() if o.symbol == symbol]:
-        if order.id not in account.orders:
-            continue
-        qty = ZERO
-        if trade is None:
-            best = book.ask if order.side == "BUY" else book.bid
-            qty = order.left if best * order.sign <= order.price * order.sign else ZERO
-        elif trade.price * order.sign < order.price * order.sign:
-            qty = order.left
-        elif trade.price == order.price and trade.buyer_maker == (order.side == "BUY"):
-            qty = trade.qty
-        qty = min(qty, cap(account, order))
-        if qty > 0:
-            fill(account, order, order.price, qty, True, now, out)
-        if order.id in account.orders and cap(account, order) == 0:
-            end(account, order, "EXPIRED", EXPIRE_REDUCE, now, out)
+def book_after(book: Book, event: MarketEvent) -> Book:
+    """A new quote is whole again, whatever we ate of the one before."""
+    if isinstance(event, MarketTrade):
+        return replace(book, last=event.price)
+    if isinstance(event, MarketMark):
+        return replace(book, mark=event.mark)
+    if isinstance(event, MarketQuote):
+        return Book(event.bid, event.bid_qty, event.ask, event.ask_qty, book.last, book.mark)
+    return book
 
 
 def match(account: Account, event: MarketEvent, now: int) -> list[Event]:
     """One thing that happened on the market, and everything it does to the account."""
     out: list[Event] = []
     symbol = event.symbol
-    book = account.books[symbol]
+    account.books[symbol] = book_after(account.books[symbol], event)
     if isinstance(event, MarketTrade):
-        account.books[symbol] = replace(book, last=event.price)
-        _rest(account, symbol, event, now, out)
+        resting.meet_trade(account, symbol, event.price, event.qty, event.buyer_maker, now, out)
         _triggers(account, symbol, "CONTRACT_PRICE", event.price, now, out)
     elif isinstance(event, MarketQuote):
-        account.books[symbol] = replace(
-            book, bid=event.bid, bid_qty=event.bid_qty, ask=event.ask, ask_qty=event.ask_qty
-        )
-        _rest(account, symbol, None, now, out)
+        resting.meet_quote(account, symbol, now, out)
     elif isinstance(event, MarketMark):
-        account.books[symbol] = replace(book, mark=event.mark)
         _triggers(account, symbol, "MARK_PRICE", event.mark, now, out)
-        _liquidate(account, symbol, now, out)
+        liquidation.liquidate(account, symbol, now, out)
     else:
-        _fund(account, symbol, event.rate, now, out)
+        funding.settle(account, symbol, event.rate, now, out)
     return out
-
-
-def _fund(account: Account, symbol: str, rate: Decimal, now: int, out: list[Event]) -> None:
-    """Longs pay size * mark * rate when it is positive."""
-    position = account.positions.get(symbol)
-    if position is None or not position.qty:
-        return
-    paid = money(-position.qty * account.books[symbol].mark * rate)
-    account.wallet += paid
-    account.funding += paid
-    income(account, symbol, "FUNDING_FEE", paid, now, "")
-    shown = replace(position) if symbol in account.isolated else None
-    out.append(
-        MoneyEvent(
-            "FUNDING_FEE", symbol, paid, account.wallet, now, shown, unrealised(account, position)
-        )
-    )
-
-
-def _liquidate(account: Account, symbol: str, now: int, out: list[Event]) -> None:
-    """A position whose margin no longer covers its maintenance is closed at the market."""
-    position = account.positions.get(symbol)
-    if position is None or not position.qty:
-        return
-    if symbol in account.isolated:
-        balance = position.isolated + unrealised(account, position)
-        needed = maintenance(account, position)
-    else:
-        crossed = [p for p in account.positions.values() if p.symbol not in account.isolated]
-        aside = sum((p.isolated for p in account.positions.values()), ZERO)
-        balance = account.wallet - aside + sum((unrealised(account, p) for p in crossed), ZERO)
-        needed = sum((maintenance(account, p) for p in crossed), ZERO)
-    if balance > needed:
-        return
-    for resting in [o for o in account.orders.values() if o.symbol == symbol]:
-        end(account, resting, "EXPIRED", EXPIRE_LIQUIDATION, now, out)
-    account.order_seq += 1
-    side = "SELL" if position.qty > 0 else "BUY"
-    book = account.books[symbol]
-    order = Order(
-        account.order_seq,
-        f"autoclose-{account.order_seq}",
-        symbol,
-        side,
-        "LIQUIDATION",
-        "IOC",
-        abs(position.qty),
-        book.bid if side == "SELL" else book.ask,
-        True,
-        now,
-        now,
-        orig_type="LIQUIDATION",
-    )
-    account.orders[order.id] = order
-    out.append(OrderEvent(snapshot(order), "NEW", now))
-    fill(account, order, order.price, order.qty, False, now, out, "CALCULATED")
-
-
-def deposit(account: Account, money: Decimal, now: int) -> list[Event]:
-    account.wallet += money
-    account.paid_in += money
-    income(account, "", "TRANSFER", money, now, "")
-    return [MoneyEvent("DEPOSIT", "", money, account.wallet, now)]
 
 
 def set_leverage(account: Account, symbol: str, leverage: int, now: int) -> list[Event] | Refusal:
@@ -426,7 +428,7 @@ def set_margin_type(
         return Refusal(-4046, "No need to change margin type.")
     if any(o.symbol == symbol for o in account.orders.values()):
         return Refusal(-4047, "Margin type cannot be changed if there exists open orders.")
-    if amount(account, symbol):
+    if held_of(account, symbol):
         return Refusal(-4048, "Margin type cannot be changed if there exists position.")
     (account.isolated.add if isolated else account.isolated.discard)(symbol)
     kind = "isolated" if isolated else "cross"
@@ -437,4 +439,6 @@ def watched(account: Account) -> set[str]:
     """Symbols whose market events can change this account."""
     out = {o.symbol for o in account.orders.values()}
     out |= {a.symbol for a in account.algos.values()}
+    if account.fee_burn and account.bnb and BNB_SYMBOL in account.specs:
+        out.add(BNB_SYMBOL)  # fees are counted at its mark
     return out | {p.symbol for p in account.positions.values() if p.qty}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
+from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from typing import Any
 
 from venue.symbols import FEE_TIERS, Symbol
@@ -24,8 +24,10 @@ CONDITIONAL = (
     "TAKE_PROFIT_MARKET",
     "TRAILING_STOP_MARKET",
 )
+BOTH, LONG, SHORT = "BOTH", "LONG", "SHORT"  # position sides: BOTH in one-way mode only
 CLOSED_KEPT = 2_000  # closed orders, trades and income rows that queries can still see, each
-EXPIRE_IOC, EXPIRE_REDUCE, EXPIRE_LIQUIDATION, EXPIRE_GTE, EXPIRE_MARKET = 2, 4, 5, 6, 9
+EXPIRE_STP, EXPIRE_IOC, EXPIRE_IOC_STP, EXPIRE_REDUCE = 1, 2, 3, 4
+EXPIRE_LIQUIDATION, EXPIRE_GTE, EXPIRE_MARKET = 5, 6, 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,11 @@ class Order:
     quote: Decimal = ZERO
     expire_reason: int = 0
     algo_id: int = 0
+    good_till_ms: int = 0  # GTD only
+    amended: int = 0  # how often
+    ahead: Decimal = ZERO  # size of the market that stands before it at its price
+    price_match: str = "NONE"
+    position_side: str = BOTH
 
     @property
     def left(self) -> Decimal:
@@ -93,6 +100,15 @@ class Algo:
     order_id: int = 0
     trigger_ms: int = 0
     why: str = ""
+    good_till_ms: int = 0
+    stp: str = "EXPIRE_MAKER"
+    price_match: str = "NONE"
+    # trailing stops only
+    callback_rate: Decimal = ZERO  # percent
+    activate: Decimal = ZERO  # price that must trade first
+    active: bool = False
+    best: Decimal = ZERO  # since it is active
+    position_side: str = BOTH
 
     @property
     def rises(self) -> bool:
@@ -101,6 +117,8 @@ class Algo:
 
     @property
     def family(self) -> str:
+        if self.type.startswith("TRAILING"):
+            return "TRAILING"
         return "STOP" if self.type.startswith("STOP") else "TAKE_PROFIT"
 
 
@@ -113,6 +131,7 @@ class Position:
     realised: Decimal = ZERO
     fees: Decimal = ZERO  # of what is open, for the break-even price
     updated_ms: int = 0
+    side: str = BOTH
 
     @property
     def entry(self) -> Decimal:
@@ -133,6 +152,8 @@ class Book:
     ask_qty: Decimal
     last: Decimal
     mark: Decimal
+    bid_taken: Decimal = ZERO  # eaten by our takers since this quote, from the best level on
+    ask_taken: Decimal = ZERO
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +169,13 @@ class Trade:
     realised: Decimal
     maker: bool
     ms: int
+    position_side: str = BOTH
+    fee_asset: str = "USDT"
 
 
 @dataclass(frozen=True, slots=True)
 class OrderEvent:
-    """An order as it now is; `execution` is NEW, TRADE, CANCELED, EXPIRED or CALCULATED."""
+    """An order as it now is; `execution` is what happened: NEW, AMENDMENT, TRADE, CANCELED ..."""
 
     order: Order
     execution: str
@@ -162,6 +185,9 @@ class OrderEvent:
     unrealised: Decimal = ZERO
     wallet: Decimal = ZERO
     margin_type: str = "cross"
+    modify_id: int = 0
+    bnb: Decimal = ZERO
+    aside: Decimal = ZERO  # isolated margin over all positions, which the crossed wallet excludes
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +198,10 @@ class AlgoEvent:
 
 @dataclass(frozen=True, slots=True)
 class MoneyEvent:
-    """Wallet moved without a trade: deposit or funding."""
+    """Money moved without a trade: deposit, funding, or wallet to isolated margin.
+
+    `wallet` is the balance of `asset` afterwards.
+    """
 
     reason: str
     symbol: str
@@ -181,10 +210,15 @@ class MoneyEvent:
     ms: int
     position: Position | None = None
     unrealised: Decimal = ZERO
+    asset: str = "USDT"
+    position_side: str = BOTH
+    aside: Decimal = ZERO  # as in OrderEvent
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigEvent:
+    """A setting changed; what is neither leverage nor margin type has its value in the latter."""
+
     symbol: str
     leverage: int
     margin_type: str
@@ -208,14 +242,18 @@ Event = OrderEvent | AlgoEvent | MoneyEvent | ConfigEvent | RejectEvent
 
 @dataclass(slots=True)
 class Account:
-    """The whole state of one account; everything in it can be written as JSON."""
+    """The whole state of one account; everything in it can be written as JSON.
+
+    `paid_in` is what came from outside: deposits less withdrawals, and what the insurance fund
+    paid. wallet = paid_in + realised - fees + funding, and bnb = bnb_paid_in - bnb_fees.
+    """
 
     specs: dict[str, Symbol]
     wallet: Decimal = ZERO
     tier: int = 0
     orders: dict[int, Order] = field(default_factory=dict)
     algos: dict[int, Algo] = field(default_factory=dict)
-    positions: dict[str, Position] = field(default_factory=dict)
+    positions: dict[str, Position] = field(default_factory=dict)  # by `position_key`
     leverage: dict[str, int] = field(default_factory=dict)
     isolated: set[str] = field(default_factory=set)
     books: dict[str, Book] = field(default_factory=dict)
@@ -223,14 +261,24 @@ class Account:
     closed_algos: OrderedDict[int, Algo] = field(default_factory=OrderedDict)
     trades: deque[Trade] = field(default_factory=lambda: deque(maxlen=CLOSED_KEPT))
     income: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=CLOSED_KEPT))
+    amendments: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=CLOSED_KEPT))
+    margin_moves: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=CLOSED_KEPT))
+    countdowns: dict[str, int] = field(default_factory=dict)  # symbol -> market ms of cancel all
     order_seq: int = 5_000_000_000
     algo_seq: int = 4_000_001_000_000_000
     trade_seq: int = 800_000_000
     tran_seq: int = 9_000_000_000
+    amendment_seq: int = 5_000
     paid_in: Decimal = ZERO
     realised: Decimal = ZERO
     fees: Decimal = ZERO
     funding: Decimal = ZERO
+    dual: bool = False  # hedge mode: LONG and SHORT apart instead of BOTH
+    fee_burn: bool = False  # fees in BNB while there is enough of it
+    bnb: Decimal = ZERO
+    bnb_paid_in: Decimal = ZERO
+    bnb_fees: Decimal = ZERO
+    taken_max: Decimal = Decimal("Infinity")  # of one order at once; a fault lowers it for a call
 
     @property
     def maker_rate(self) -> Decimal:
@@ -248,10 +296,37 @@ def leverage_of(account: Account, symbol: str) -> int:
     return account.leverage.get(symbol, DEFAULT_LEVERAGE)
 
 
-def amount(account: Account, symbol: str) -> Decimal:
+def money(value: Decimal) -> Decimal:
+    """To 8 digits, as every amount of a wallet."""
+    return value.quantize(E8, ROUND_HALF_UP)
+
+
+def position_key(symbol: str, side: str = BOTH) -> str:
+    """Where a position stands in the account: its symbol, with the side in hedge mode."""
+    return symbol if side == BOTH else f"{symbol}:{side}"
+
+
+def position_of(account: Account, symbol: str, side: str = BOTH) -> Position:
+    """The position, or a flat one that the account does not know."""
+    return account.positions.get(position_key(symbol, side)) or Position(symbol, side=side)
+
+
+def held_of(account: Account, symbol: str) -> list[Position]:
+    """The positions of a symbol that are not zero: one, or two in hedge mode."""
+    keys = (position_key(symbol, side) for side in (BOTH, LONG, SHORT))
+    found = (account.positions.get(key) for key in keys)
+    return [p for p in found if p is not None and p.qty]
+
+
+def amount(account: Account, symbol: str, side: str = BOTH) -> Decimal:
     """Signed size of the position, 0 without one."""
-    position = account.positions.get(symbol)
+    position = account.positions.get(position_key(symbol, side))
     return position.qty if position else ZERO
+
+
+def margin_aside(account: Account) -> Decimal:
+    """What the wallet has set aside for isolated positions."""
+    return sum((p.isolated for p in account.positions.values()), ZERO)
 
 
 def unrealised(account: Account, position: Position) -> Decimal:
@@ -284,7 +359,7 @@ def order_margin(account: Account, order: Order) -> Decimal:
     """What an open order reserves: nothing for the part that reduces the position."""
     if order.reduce_only or order.close_position:
         return ZERO
-    held = amount(account, order.symbol)
+    held = amount(account, order.symbol, order.position_side)
     closing = min(order.left, abs(held)) if held * order.sign < 0 else ZERO
     return (order.left - closing) * order.price / leverage_of(account, order.symbol)
 
@@ -300,6 +375,13 @@ def available(account: Account) -> Decimal:
     for order in account.orders.values():
         free -= order_margin(account, order)
     return max(free, ZERO)
+
+
+def withdrawable(account: Account) -> Decimal:
+    """What may leave the USDT wallet: free margin without a profit that is not yet realised."""
+    crossed = [p for p in account.positions.values() if p.symbol not in account.isolated]
+    profit = max(sum((unrealised(account, p) for p in crossed), ZERO), ZERO)
+    return max(available(account) - profit, ZERO).quantize(E8, ROUND_DOWN)
 
 
 def snapshot(order: Order) -> Order:

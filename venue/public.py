@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import orjson
 
 from venue import bars, market
-from venue.bars import (
-    CLOSE,
-    HIGH,
-    LOW,
-    OPEN,
-    OPEN_MS,
-    QUOTE,
-    SPAN_MS,
-    TAKER,
-    TAKER_QUOTE,
-    TRADES,
-    VOLUME,
-)
+from venue.bars import CLOSE, OPEN, OPEN_MS
 from venue.checks import mandatory
-from venue.exchange import Exchange, book_of, candles, status
+from venue.exchange import Exchange, book_of, plan, planned, status
+from venue.intervals import INTERVALS
+from venue.klines import folded, kline_row, mark_row, marks, text
+from venue.ladder import levels
 from venue.market import Ints
-from venue.matching import levels
 from venue.orders import Refusal
-from venue.rest import Call, Route, Routes
+from venue.prints import prints, trade_row
+from venue.rest import KEY, CallOf, RouteOf, whole
+from venue.scenario import from_json
 from venue.symbols import FUNDING_INTERVAL_MS, FUNDING_RATE_E8, Symbol, fixed, info_row
+from venue.tickers import Day
 
+Call = CallOf[Exchange]
+Route = RouteOf[Exchange]
+MarketRoutes = dict[tuple[str, str], Route]
+ROWS_MAX = 1000  # of an answer about trades or funding
 DEPTHS = (5, 10, 20, 50, 100, 500, 1000)
 KLINE_WEIGHTS = ((100, 1), (500, 2), (1000, 5), (1500, 10))
 DEPTH_WEIGHTS = ((50, 2), (100, 5), (500, 10), (1000, 20))
-DAY_MS = 86_400_000
+CONTRACT_TYPES = ("PERPETUAL", "CURRENT_QUARTER", "NEXT_QUARTER", "TRADIFI_PERPETUAL")
 RATE_LIMITS = [
     {"rateLimitType": "REQUEST_WEIGHT", "interval": "MINUTE", "intervalNum": 1, "limit": 2400},
     {"rateLimitType": "ORDERS", "interval": "MINUTE", "intervalNum": 1, "limit": 1200},
@@ -39,17 +39,8 @@ RATE_LIMITS = [
 ]
 
 
-def text(value: int, digits: int) -> str:
-    """Integer of 10**-digits as decimal text."""
-    if digits <= 0:
-        return str(value)
-    whole, rest = divmod(int(value), 10**digits)
-    return f"{whole}.{rest:0{digits}d}"
-
-
 def number(params: dict[str, str], name: str) -> int | None:
-    value = params.get(name, "")
-    return int(value) if value.isdigit() else None
+    return whole(params.get(name, ""))
 
 
 def needs_symbol(call: Call) -> Symbol | Refusal:
@@ -73,48 +64,84 @@ def exchange_info(call: Call) -> Any:
         "rateLimits": RATE_LIMITS,
         "exchangeFilters": [],
         "assets": [{"asset": "USDT", "marginAvailable": True, "autoAssetExchange": "-10000"}],
-        "symbols": [info_row(s) for s in call.exchange.specs],
+        "symbols": [
+            info_row(s) | {"status": call.exchange.statuses.get(s.name, "TRADING")}
+            for s in call.exchange.specs
+        ],
     }
-
-
-def kline_row(bar: Ints, s: Symbol, span_ms: int) -> list[Any]:
-    p, q = s.price_digits, s.qty_digits
-    b = [int(v) for v in bar]
-    return [
-        b[OPEN_MS],
-        text(b[OPEN], p),
-        text(b[HIGH], p),
-        text(b[LOW], p),
-        text(b[CLOSE], p),
-        text(b[VOLUME], q),
-        b[OPEN_MS] + span_ms - 1,
-        text(b[QUOTE], p + q),
-        b[TRADES],
-        text(b[TAKER], q),
-        text(b[TAKER_QUOTE], p + q),
-        "0",
-    ]
 
 
 def klines(call: Call) -> Any:
     s = needs_symbol(call)
-    if isinstance(s, Refusal):
-        return s
+    return s if isinstance(s, Refusal) else _klines(call, s)
+
+
+def continuous_klines(call: Call) -> Any:
+    """Candles by pair; only perpetual contracts are listed, so dated ones have none."""
+    pair, kind = call.params.get("pair"), call.params.get("contractType")
+    if not pair or not kind:
+        return mandatory("contractType" if pair else "pair")
+    if pair not in call.exchange.index:
+        return Refusal(-4144, "Invalid pair.")
+    if kind not in CONTRACT_TYPES:
+        return Refusal(-4104, "Invalid contract type.")
+    rows = _klines(call, call.exchange.specs[call.exchange.index[pair]])
+    return rows if isinstance(rows, Refusal) or kind == "PERPETUAL" else []
+
+
+def _chosen(call: Call, candles_of: Callable[[str], Ints]) -> tuple[str, Ints] | Refusal:
+    """Interval, and the rows of it that interval, times and limit ask for."""
     interval = call.params.get("interval", "")
-    if interval not in bars.TIMEFRAMES:
+    if interval not in INTERVALS:
         return Refusal(-1120, "Invalid interval.")
     limit = number(call.params, "limit") or 500
     if limit > 1500:
         return Refusal(-1130, "Data sent for parameter 'limit' is not valid.")
-    timeframe = bars.TIMEFRAMES.index(interval)
-    rows = candles(call.exchange, s.index, timeframe)
+    rows = candles_of(interval)
     start, end = number(call.params, "startTime"), number(call.params, "endTime")
     if end is not None:
         rows = rows[rows[:, OPEN_MS] <= end]
     if start is not None:
         rows = rows[rows[:, OPEN_MS] >= start][:limit]
-    span = int(SPAN_MS[timeframe])
-    return [kline_row(row, s, span) for row in rows[-limit:]]
+    return interval, rows[-limit:]
+
+
+def _klines(call: Call, s: Symbol) -> list[Any] | Refusal:
+    chosen = _chosen(call, lambda interval: folded(call.exchange, s.index, interval))
+    if isinstance(chosen, Refusal):
+        return chosen
+    interval, rows = chosen
+    return [kline_row(row, s, interval) for row in rows]
+
+
+def _mark_klines(call: Call, s: Symbol, factor: int) -> list[Any] | Refusal:
+    chosen = _chosen(call, lambda interval: marks(call.exchange, s.index, interval))
+    if isinstance(chosen, Refusal):
+        return chosen
+    interval, rows = chosen
+    rows[:, OPEN : CLOSE + 1] *= factor
+    return [mark_row(row, interval) for row in rows]
+
+
+def mark_price_klines(call: Call) -> Any:
+    s = needs_symbol(call)
+    return s if isinstance(s, Refusal) else _mark_klines(call, s, 1)
+
+
+def index_price_klines(call: Call) -> Any:
+    """By pair. The index is the mark here."""
+    pair = call.params.get("pair")
+    if not pair:
+        return mandatory("pair")
+    if pair not in call.exchange.index:
+        return Refusal(-4144, "Invalid pair.")
+    return _mark_klines(call, call.exchange.specs[call.exchange.index[pair]], 1)
+
+
+def premium_index_klines(call: Call) -> Any:
+    """The mark's distance from the index: none."""
+    s = needs_symbol(call)
+    return s if isinstance(s, Refusal) else _mark_klines(call, s, 0)
 
 
 def depth(call: Call) -> Any:
@@ -141,13 +168,21 @@ def depth(call: Call) -> Any:
     }
 
 
+def limit_of(call: Call, usual: int) -> int | Refusal:
+    """How many rows are wanted, at most ROWS_MAX."""
+    limit = number(call.params, "limit") or usual
+    if limit > ROWS_MAX:
+        return Refusal(-1130, "Data sent for parameter 'limit' is not valid.")
+    return limit
+
+
 def agg_trades(call: Call) -> Any:
     s = needs_symbol(call)
     if isinstance(s, Refusal):
         return s
-    limit = number(call.params, "limit") or 500
-    if limit > 1000:
-        return Refusal(-1130, "Data sent for parameter 'limit' is not valid.")
+    limit = limit_of(call, 500)
+    if isinstance(limit, Refusal):
+        return limit
     rows = bars.trades(call.exchange.record, s.index)
     first = number(call.params, "fromId")
     start, end = number(call.params, "startTime"), number(call.params, "endTime")
@@ -180,32 +215,53 @@ def _agg_row(row: list[int], s: Symbol) -> dict[str, Any]:
     }
 
 
-def _day(exchange: Exchange, s: Symbol, now_ms: int) -> dict[str, Any]:
-    """24 hours from 1h candles: coarse, but from the same record."""
-    rows = candles(exchange, s.index, 3)
-    rows = rows[rows[:, OPEN_MS] > now_ms - DAY_MS]
-    p, q = s.price_digits, s.qty_digits
-    opened, close = int(rows[0, OPEN]), int(rows[-1, CLOSE])
-    volume, quote = int(rows[:, VOLUME].sum()), int(rows[:, QUOTE].sum())
-    made = exchange.record.made[s.index]
-    return {
-        "closeTime": now_ms,
-        "count": int(rows[:, TRADES].sum()),
-        "firstId": int(made[1]),
-        "highPrice": text(int(rows[:, HIGH].max()), p),
-        "lastId": int(made[2]),
-        "lastPrice": text(close, p),
-        "lastQty": text(1, q),
-        "lowPrice": text(int(rows[:, LOW].min()), p),
-        "openPrice": text(opened, p),
-        "openTime": int(rows[0, OPEN_MS]),
-        "priceChange": f"{(close - opened) / 10**p:.{p}f}",
-        "priceChangePercent": f"{(close / opened - 1) * 100:.3f}",
-        "quoteVolume": text(quote, p + q),
-        "symbol": s.name,
-        "volume": text(volume, q),
-        "weightedAvgPrice": text(quote // max(volume, 1), p),
-    }
+def recent_trades(call: Call) -> Any:
+    """The newest prints; with `fromId` (historicalTrades) those from there on."""
+    return _trades(call, None)
+
+
+def historical_trades(call: Call) -> Any:
+    return _trades(call, number(call.params, "fromId"))
+
+
+def _trades(call: Call, first_id: int | None) -> Any:
+    s = needs_symbol(call)
+    if isinstance(s, Refusal):
+        return s
+    limit = limit_of(call, 500)
+    if isinstance(limit, Refusal):
+        return limit
+    rows = bars.trades(call.exchange.record, s.index)
+    if first_id is None:
+        chosen = list(prints(rows[-limit:].tolist()))[-limit:]
+    else:
+        rows = rows[rows[:, 4] >= first_id][: limit + 1]
+        chosen = [p for p in prints(rows.tolist()) if p.id >= first_id][:limit]
+    return [trade_row(p, s) for p in chosen]
+
+
+def funding_rate(call: Call) -> Any:
+    """Settlements since birth, oldest first; before it the venue has none."""
+    limit = limit_of(call, 100)
+    if isinstance(limit, Refusal):
+        return limit
+    start, end = number(call.params, "startTime"), number(call.params, "endTime")
+    name, rate = call.params.get("symbol"), text(FUNDING_RATE_E8, 8)
+    rows = [
+        {
+            "symbol": s.name,
+            "fundingTime": ms,
+            "fundingRate": rate,
+            "markPrice": text(mark, 8),
+            "rateType": "Regular",
+        }
+        for settlement in bars.settlements(call.exchange.record).tolist()
+        for s, (ms, mark) in zip(call.exchange.specs, settlement, strict=True)
+        if name in (None, "", s.name)
+        and (start is None or ms >= start)
+        and (end is None or ms <= end)
+    ]
+    return rows[:limit] if start is not None else rows[-limit:]
 
 
 def _each(call: Call, make: Any) -> Any:
@@ -217,7 +273,7 @@ def _each(call: Call, make: Any) -> Any:
 
 
 def ticker_24hr(call: Call) -> Any:
-    return _each(call, lambda s: _day(call.exchange, s, call.now.market_ms))
+    return _each(call, lambda s: Day(call.exchange, s.index).row(call.exchange, call.now.market_ms))
 
 
 def ticker_price(call: Call) -> Any:
@@ -268,16 +324,48 @@ def venue_status(call: Call) -> Any:
     return status(call.exchange, call.now)
 
 
-ROUTES: Routes = {
+def scenarios(call: Call) -> Any:
+    return {"scenarios": planned(call.exchange)}
+
+
+def plan_scenario(world: Exchange, body: bytes) -> dict[str, Any] | Refusal:
+    """Plans what the JSON body asks for; `at_s` counts from now, 1 if nothing is said."""
+    try:
+        data = orjson.loads(body)
+        if not isinstance(data, dict):
+            raise ValueError("the body must be one JSON object")
+        plan(world, from_json(data, math.ceil(world.made_until_ms) + 1))
+    except ValueError as error:
+        return Refusal(-1130, str(error))
+    return planned(world)[-1]
+
+
+ROUTES: MarketRoutes = {
     ("GET", "/fapi/v1/ping"): Route(ping),
     ("GET", "/fapi/v1/time"): Route(server_time),
     ("GET", "/fapi/v1/exchangeInfo"): Route(exchange_info),
     ("GET", "/fapi/v1/klines"): Route(klines, weight=5, by_limit=KLINE_WEIGHTS),
     ("GET", "/fapi/v1/depth"): Route(depth, weight=1, by_limit=DEPTH_WEIGHTS),
+    ("GET", "/fapi/v1/rpiDepth"): Route(depth, weight=20),
     ("GET", "/fapi/v1/aggTrades"): Route(agg_trades, weight=20),
+    ("GET", "/fapi/v1/trades"): Route(recent_trades, weight=5),
+    ("GET", "/fapi/v1/historicalTrades"): Route(historical_trades, KEY, weight=200),
+    ("GET", "/fapi/v1/continuousKlines"): Route(
+        continuous_klines, weight=5, by_limit=KLINE_WEIGHTS
+    ),
+    ("GET", "/fapi/v1/markPriceKlines"): Route(mark_price_klines, weight=5, by_limit=KLINE_WEIGHTS),
+    ("GET", "/fapi/v1/indexPriceKlines"): Route(
+        index_price_klines, weight=5, by_limit=KLINE_WEIGHTS
+    ),
+    ("GET", "/fapi/v1/premiumIndexKlines"): Route(
+        premium_index_klines, weight=5, by_limit=KLINE_WEIGHTS
+    ),
+    ("GET", "/fapi/v1/fundingRate"): Route(funding_rate),
     ("GET", "/fapi/v1/ticker/24hr"): Route(ticker_24hr, weight=40),
     ("GET", "/fapi/v1/ticker/price"): Route(ticker_price),
+    ("GET", "/fapi/v2/ticker/price"): Route(ticker_price),
     ("GET", "/fapi/v1/ticker/bookTicker"): Route(ticker_book, weight=2),
     ("GET", "/fapi/v1/premiumIndex"): Route(premium_index),
+    ("GET", "/venue/v1/scenario"): Route(scenarios, weight=0),
     ("GET", "/venue/v1/status"): Route(venue_status, weight=0),
 }

@@ -1,6 +1,7 @@
 """WebSocket side of the venue: who hears what. Frames in, bytes to transports out.
 
 Each market frame is encoded once per form (combined or raw) and copied to those who subscribed.
+Streams that look at the market at a pace (depth and others of `looks`) come as payloads by name.
 A route serves its own streams only when `strict`; a stream of another route is acked and stays
 silent, as on the exchange. A client that does not read is cut off once BUFFER_BYTES_MAX wait for
 it in this process; what it missed it can see by the ids. Counts per connection are of frames
@@ -9,15 +10,18 @@ handed to its transport.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Protocol
-from urllib.parse import parse_qsl
+import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import orjson
 
-from venue import wire
-from venue.market import AGG, ARR, ARR3, BOOK, KINDS, MARK, MARK3, Ints
+from venue import faults, looks, wire
+from venue.connection import Address, Connection, Transport, describe
+from venue.faults import Lab, Plan
+from venue.market import AGG, ARR, ARR3, BOOK, ID, KIND, KINDS, MARK, MARK3, SYM, Ints
+from venue.streamfaults import Frame, MarketStreams
 from venue.symbols import Symbol
 from venue.userwire import Json
 
@@ -25,6 +29,9 @@ BUFFER_BYTES_MAX = 64 << 20  # per connection: seconds of the fastest market; th
 STREAMS_MAX = 1024  # per connection, as documented
 MESSAGES_MAX = 15  # client messages within MESSAGE_SPAN_MS before the socket is closed
 MESSAGE_SPAN_MS = 1000
+PING_MS, PONG_MS_MAX = 180_000, 600_000  # real time: a ping so often, an answer within so long
+LIFETIME_MS = 86_400_000  # of a connection, real time
+ABORT = 1006  # what a client sees when no close frame comes
 FRAMES_BYTES = 8 << 20  # one encoded batch
 NAMES = {
     "aggTrade": AGG,
@@ -33,75 +40,35 @@ NAMES = {
     "markPrice": MARK3,
 }
 ALL_NAMES = {"!markPrice@arr@1s": ARR, "!markPrice@arr": ARR3}
+KIND_NAMES = {kind: name for name, kind in (*NAMES.items(), *ALL_NAMES.items())}
 PUBLIC_KINDS = (BOOK,)
-ROUTES = ("public", "market", "private")
-
-
-class Transport(Protocol):
-    def write(self, data: bytes) -> None: ...
-    def get_write_buffer_size(self) -> int: ...
-    def abort(self) -> None: ...
-    def is_closing(self) -> bool: ...
-
-
-@dataclass(slots=True)
-class Connection:
-    id: int
-    path: str
-    route: str  # public, market, private or legacy
-    combined: bool
-    transport: Transport
-    mask: wire.Bytes
-    names: dict[str, None] = field(default_factory=dict)
-    tally: Ints = field(default_factory=lambda: np.zeros(KINDS, np.int64))
-    bytes: int = 0
-    open: bool = True
-    message_times: list[int] = field(default_factory=list)
-    listen_keys: dict[str, frozenset[str]] = field(default_factory=dict)  # key -> events, empty all
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """What a URL asks for."""
-
-    route: str
-    combined: bool
-    streams: tuple[str, ...]
-    listen_keys: dict[str, frozenset[str]]
-
-
-def parse_url(path: str, query: str) -> Address | None:
-    """/[public|market|private]/(ws|stream)[/a/b][?streams=a/b][&listenKey=K&events=A/B]."""
-    parts = [part for part in path.split("/") if part]
-    route = parts.pop(0) if parts and parts[0] in ROUTES else "legacy"
-    if not parts or parts[0] not in ("ws", "stream"):
-        return None
-    combined = parts.pop(0) == "stream"
-    streams: list[str] = [] if route == "private" else [p for p in parts if not p.isdigit()]
-    keys: dict[str, frozenset[str]] = {}
-    if route == "private" and parts:
-        keys[parts[0]] = frozenset()
-    newest = ""
-    for name, value in parse_qsl(query, keep_blank_values=True):
-        if name == "streams":
-            streams += [s for s in value.split("/") if s]
-        elif name == "listenKey":
-            newest = value
-            keys[value] = frozenset()
-        elif name == "events" and newest:
-            keys[newest] = frozenset(e for e in value.split("/") if e)
-    return Address(route, combined, tuple(streams), keys)
+LISTEN_KEY = re.compile(r"^[A-Za-z0-9]{60,64}$")  # subscribed to by name, as streams are
+RECORD = "record"  # path of the listener inside
+Fuzz = Callable[[bytes], bytes]
 
 
 class Hub:
     """All connections, and the buffers that frames are encoded into."""
 
-    def __init__(self, symbols: tuple[Symbol, ...], strict: bool) -> None:
+    def __init__(
+        self,
+        symbols: tuple[Symbol, ...],
+        strict: bool,
+        lab: Lab | None = None,
+        fuzz: Fuzz | None = None,
+    ) -> None:
         self.strict = strict
+        self.fuzz = fuzz  # what happens to market frames on their way
+        self.symbols = tuple(s.name for s in symbols)
+        self.gone: set[str] = set()  # delisted, in lower case: silent
+        self.faults = MarketStreams(lab if lab is not None else Lab())
+        self.now_ms = 0  # boot; the shell sets it
+        self._faulty = False
         self.index = {s.name.lower(): s.index for s in symbols}
         self.width = len(symbols) + 1
         self.templates = wire.templates(symbols)
         self.connections: dict[int, Connection] = {}
+        self.heard: set[str] = set()  # names of looks that somebody hears
         self.closed: list[dict[str, Any]] = []
         self.cut_off = 0
         self._next_id = 1
@@ -123,7 +90,7 @@ class Hub:
             rows, 0, 0, none, self._frames, spans, self._gathered, np.zeros(KINDS, np.int64)
         )
 
-    def add(self, address: Address, path: str, transport: Transport) -> Connection:
+    def add(self, address: Address, path: str, transport: Transport, now_ms: int = 0) -> Connection:
         connection = Connection(
             self._next_id,
             path,
@@ -132,6 +99,9 @@ class Hub:
             transport,
             self._empty(),
             listen_keys=dict(address.listen_keys),
+            opened_ms=now_ms,
+            pinged_ms=now_ms,
+            ponged_ms=now_ms,
         )
         self._next_id += 1
         self.connections[connection.id] = connection
@@ -139,8 +109,19 @@ class Hub:
             self._switch(connection, name, 1)
         return connection
 
+    def tap(self, transport: Transport) -> None:
+        """A listener of every trade and quote, whatever the routes."""
+        connection = self.add(Address("market", True, (), {}), RECORD, transport)
+        connection.mask[[AGG, BOOK]] = 1
+        self._recount()
+
+    def clients(self) -> list[Connection]:
+        """Connections to somebody outside; a recording inside is none."""
+        return [c for c in self.connections.values() if c.path != RECORD]
+
     def remove(self, connection: Connection) -> None:
         connection.open = False
+        self.faults.forget(connection.id)
         if self.connections.pop(connection.id, None) is not None:
             self.closed.append(describe(connection))
             del self.closed[:-1000]
@@ -153,12 +134,13 @@ class Hub:
                 if connection.combined == form:
                     total |= connection.mask
             self._wanted[form] = total
+        self.heard = set().union(*(c.looked for c in self.connections.values()))
 
     def _slot(self, name: str) -> tuple[int, int] | None:
         if name in ALL_NAMES:
             return ALL_NAMES[name], self.width - 1
         symbol, _, stream = name.partition("@")
-        if symbol not in self.index or stream not in NAMES:
+        if symbol not in self.index or symbol in self.gone or stream not in NAMES:
             return None
         return NAMES[stream], self.index[symbol]
 
@@ -167,13 +149,30 @@ class Hub:
             connection.names[name] = None
         else:
             connection.names.pop(name, None)
-        slot = self._slot(name)
-        if slot is None:
+        if LISTEN_KEY.match(name) and (connection.route == "private" or not self.strict):
+            connection.listen_keys.pop(name, None)
+            if on:
+                connection.listen_keys[name] = frozenset()
             return
-        route = "public" if slot[0] in PUBLIC_KINDS else "market"
+        slot = self._slot(name)
+        look = looks.parse(name, self.index) if slot is None else None
+        if name.partition("@")[0] in self.gone:
+            return
+        if slot is not None:
+            route = "public" if slot[0] in PUBLIC_KINDS else "market"
+        elif look is not None:
+            route = look.route
+        else:
+            return
         served = "public" if connection.route == "legacy" else connection.route
-        if not self.strict or route == served:
+        if self.strict and route != served:
+            return
+        if slot is not None:
             connection.mask[slot] = on
+        elif on:
+            connection.looked.add(name)
+        else:
+            connection.looked.discard(name)
         self._recount()
 
     def control(self, connection: Connection, text: str, boot_ms: int) -> tuple[bytes, str]:
@@ -231,18 +230,77 @@ class Hub:
             return False
         if connection.transport.get_write_buffer_size() + len(data) > BUFFER_BYTES_MAX:
             self.cut_off += 1
+            connection.cut_off = True
             connection.transport.abort()
+            self.remove(connection)
+            return False
+        if connection.cut_at and connection.bytes + len(data) > connection.cut_at:
+            connection.transport.write(data[: connection.cut_at - connection.bytes])
+            connection.bytes = connection.cut_at
+            connection.transport.close()  # what was written still arrives
             self.remove(connection)
             return False
         connection.transport.write(data)
         connection.bytes += len(data)
         return True
 
+    def delist(self, symbol: str) -> None:
+        """No stream of a symbol says anything any more; arrays over all symbols still name it."""
+        name = symbol.lower()
+        self.gone.add(name)
+        for connection in self.connections.values():
+            connection.mask[:, self.index[name]] = 0
+            connection.looked -= {n for n in connection.looked if n.partition("@")[0] == name}
+        self._recount()
+
+    def chosen(self, plan: Plan) -> list[Connection]:
+        """The open connections that a planned disconnect means; oldest first."""
+        found = []
+        for connection in self.clients():
+            facts = {"route": connection.route, "connection": connection.id}
+            wanted = {k: v for k, v in plan.match.items() if k != "stream"}
+            stream = plan.match.get("stream")
+            if faults.fits(wanted, facts) and (not stream or stream in connection.names):
+                found.append(connection)
+        return found[: plan.times or len(found)]
+
+    def cut(self, plan: Plan) -> list[Connection]:
+        """Carries out a planned disconnect; returns those to whom a close frame must be sent."""
+        chosen = self.chosen(plan)
+        for connection in chosen:
+            told = {"connection": connection.id, "path": connection.path}
+            faults.note(self.faults.lab, "happened", plan, {"met": told})
+            if plan.values["bytes"]:
+                connection.cut_at = connection.bytes + plan.values["bytes"]
+            elif plan.values["close"] == ABORT:
+                connection.transport.abort()
+                self.remove(connection)
+        polite = plan.values["close"] != ABORT
+        return chosen if polite else []
+
+    def overdue(self, lifetime_ms: int) -> list[tuple[Connection, int, str]]:
+        """Connections that end now, with close code and word: too old, or no pong for too long."""
+        out = []
+        for c in self.clients():
+            if self.now_ms - c.opened_ms >= lifetime_ms:
+                out.append((c, 1001, "24 hours are over"))
+            elif self.now_ms - c.ponged_ms > PONG_MS_MAX:
+                out.append((c, 1008, "Pong timeout"))
+        return out
+
+    def ping(self, text: bytes) -> None:
+        """A ping frame to everybody whose last one was long ago."""
+        for connection in self.clients():
+            if self.now_ms - connection.pinged_ms >= PING_MS:
+                connection.pinged_ms = self.now_ms
+                self.send(connection, b"\x89" + bytes((len(text),)) + text)
+
     def fan_out(self, rows: Ints, count: int) -> None:
         """Frames of these rows to everybody who wants them."""
         if len(self._spans) < len(rows):
             self._spans = np.zeros((len(rows), 2), np.int64)
         t = self.templates
+        self._faulty = self.faults.begin()
         for form, wanted in self._wanted.items():
             if not wanted.any():
                 continue
@@ -269,12 +327,67 @@ class Hub:
                 first = after
 
     def _deliver(self, connection: Connection, rows: Ints, first: int, after: int) -> None:
+        if self._faulty and connection.path != RECORD:
+            self._deliver_faulty(connection, rows, first, after)
+            return
         tally = np.zeros(KINDS, np.int64)
         size = wire.gather(
             rows, first, after, connection.mask, self._frames, self._spans, self._gathered, tally
         )
-        if size and self.send(connection, self._gathered[:size].tobytes()):
+        if size and self._spoilt(connection, self._gathered[:size].tobytes()):
             connection.tally += tally
+
+    def _deliver_faulty(self, connection: Connection, rows: Ints, first: int, after: int) -> None:
+        """Frame by frame, past the fault lab."""
+        frames = []
+        for row in range(first, after):
+            kind, s = int(rows[row, KIND]), int(rows[row, SYM])
+            if not connection.mask[kind, s]:
+                continue
+            name = self.symbols[s] if s < len(self.symbols) else ""
+            stream = f"{name.lower()}@{KIND_NAMES[kind]}" if name else KIND_NAMES[kind]
+            data = self._frames[self._spans[row, 0] : self._spans[row, 1]].tobytes()
+            number = int(rows[row, ID]) if kind == AGG else 0
+            frames.append(Frame(stream, name, data, number, kind))
+        for frame in self.faults.passed(frames, connection.id, connection.route, self.now_ms):
+            if self._spoilt(connection, frame.data):
+                self._count(connection, frame)
+
+    @staticmethod
+    def _count(connection: Connection, frame: Frame) -> None:
+        if frame.kind >= 0:
+            connection.tally[frame.kind] += 1
+        else:
+            connection.looks += 1
+
+    def _send_look(self, connection: Connection, name: str, data: bytes) -> None:
+        if not self._faulty:
+            connection.looks += self._spoilt(connection, data)
+            return
+        frame = Frame(name, name.partition("@")[0].upper(), data)
+        passed = self.faults.passed([frame], connection.id, connection.route, self.now_ms)
+        for one in passed:
+            if self._spoilt(connection, one.data):
+                self._count(connection, one)
+
+    def _spoilt(self, connection: Connection, frames: bytes) -> bool:
+        """Sends market frames; a recording hears them as they were."""
+        fuzz = self.fuzz if connection.path != RECORD else None
+        return self.send(connection, fuzz(frames) if fuzz else frames)
+
+    def show(self, name: str, payload: bytes) -> None:
+        """One payload of a look to everybody who hears it."""
+        plain = combined = b""
+        self._faulty = self.faults.begin()
+        for connection in list(self.connections.values()):
+            if name not in connection.looked:
+                continue
+            if connection.combined:
+                wrapped = b'{"stream":"' + name.encode() + b'","data":' + payload + b"}"
+                combined = combined or wire.text_frame(wrapped)
+            else:
+                plain = plain or wire.text_frame(payload)
+            self._send_look(connection, name, combined if connection.combined else plain)
 
     def tell(self, payload: Json, live_key: str) -> None:
         """One user event to every private connection of the live listen key."""
@@ -296,19 +409,6 @@ class Hub:
     def report(self) -> list[dict[str, Any]]:
         """What was written to each socket: open ones and the last thousand closed ones."""
         return [*self.closed, *(describe(c) for c in self.connections.values())]
-
-
-def describe(connection: Connection) -> dict[str, Any]:
-    tally = connection.tally
-    return {
-        "id": connection.id,
-        "path": connection.path,
-        "open": connection.open,
-        "trades": int(tally[AGG]),
-        "quotes": int(tally[BOOK]),
-        "marks": int(tally[MARK] + tally[MARK3]),
-        "bytes": connection.bytes,
-    }
 
 
 def _frame(payload: Any) -> bytes:

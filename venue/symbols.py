@@ -17,6 +17,7 @@ SYMBOLS_MAX = 1000
 MAX_ORDERS = 200  # open orders of one symbol, and conditional orders over all symbols
 PRICE_BOUND = Decimal("0.05")  # PERCENT_PRICE and marketTakeBound: 5 % around the mark
 FUNDING_RATE_E8 = 10_000  # 0.0001 per interval, the interest component alone
+DELIVERY_MS, ONBOARD_MS = 4_133_404_800_000, 1_567_965_300_000  # never, and 2019
 FUNDING_INTERVAL_MS = 8 * 3_600_000
 ORDER_TYPES = (
     "LIMIT",
@@ -98,6 +99,20 @@ MINOR = ladder(BRACKETS_MINOR)
 assert MAJOR[-1].cum == Decimal(421_482_000)
 
 
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What another exchange's listing says where ours follows a rule."""
+
+    step: Decimal
+    price_min: Decimal
+    price_max: Decimal
+    qty_max: Decimal
+    qty_max_market: Decimal
+    percent_up: Decimal
+    percent_down: Decimal
+    take_bound: Decimal
+
+
 @dataclass(frozen=True)
 class Symbol:
     """One listing. `price` is its scale at birth, `weight` its share of the market's activity."""
@@ -112,6 +127,7 @@ class Symbol:
     qty_mean: Decimal
     min_notional: Decimal
     weight: float
+    filters: Filters | None = None
 
     @cached_property
     def point(self) -> Decimal:
@@ -127,23 +143,48 @@ class Symbol:
 
     @cached_property
     def step(self) -> Decimal:
-        return self.unit
+        return self.filters.step if self.filters else self.unit
+
+    @cached_property
+    def liquidation_fee(self) -> Decimal:
+        """Share of the notional."""
+        return Decimal("0.0125" if self.brackets is MAJOR else "0.015")
 
     @cached_property
     def price_min(self) -> Decimal:
-        return self.tick
+        return self.filters.price_min if self.filters else self.tick
 
     @cached_property
     def price_max(self) -> Decimal:
+        if self.filters:
+            return self.filters.price_max
         return (self.price * 50).quantize(self.point) // self.tick * self.tick
 
     @cached_property
     def qty_max(self) -> Decimal:
+        if self.filters:
+            return self.filters.qty_max
         return (self.qty_mean * 20_000).quantize(self.unit)
 
     @cached_property
     def qty_max_market(self) -> Decimal:
+        if self.filters:
+            return self.filters.qty_max_market
         return (self.qty_mean * 2_400).quantize(self.unit)
+
+    @cached_property
+    def percent_up(self) -> Decimal:
+        """A BUY may be priced at most at mark times this."""
+        return self.filters.percent_up if self.filters else 1 + PRICE_BOUND
+
+    @cached_property
+    def percent_down(self) -> Decimal:
+        return self.filters.percent_down if self.filters else 1 - PRICE_BOUND
+
+    @cached_property
+    def take_bound(self) -> Decimal:
+        """How far from the mark a MARKET order takes."""
+        return self.filters.take_bound if self.filters else PRICE_BOUND
 
     @cached_property
     def brackets(self) -> tuple[Bracket, ...]:
@@ -246,13 +287,12 @@ def plain(value: Decimal) -> str:
 def info_row(s: Symbol) -> dict[str, Any]:
     """One row of exchangeInfo, keys in wire order."""
     price, qty = s.price_digits, s.qty_digits
-    major = s.brackets is MAJOR
     return {
         "symbol": s.name,
         "pair": s.name,
         "contractType": "PERPETUAL",
-        "deliveryDate": 4133404800000,
-        "onboardDate": 1567965300000,
+        "deliveryDate": DELIVERY_MS,
+        "onboardDate": ONBOARD_MS,
         "status": "TRADING",
         "maintMarginPercent": "2.5000",
         "requiredMarginPercent": "5.0000",
@@ -266,7 +306,7 @@ def info_row(s: Symbol) -> dict[str, Any]:
         "underlyingType": "COIN",
         "underlyingSubType": ["PoW"] if s.base == "BTC" else ["Layer-1"],
         "triggerProtect": "0.0500",
-        "liquidationFee": "0.012500" if major else "0.015000",
+        "liquidationFee": f"{s.liquidation_fee:.6f}",
         "marketTakeBound": f"{PRICE_BOUND:f}",
         "maxMoveOrderLimit": 10000,
         "filters": [

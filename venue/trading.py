@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Any
 
-from venue import matching
-from venue.checks import mandatory, parse
-from venue.exchange import refresh, tell
-from venue.orders import Algo, Order, Refusal
+from venue import listen, matching, positions
+from venue.checks import Request, mandatory, parse
+from venue.house import refresh, tell
+from venue.orders import OPEN_STATUSES, Algo, Order, Refusal
 from venue.public import number
-from venue.rest import KEY, LISTEN_KEY_MS, SIGNED, Call, Route, Routes
+from venue.rest import KEY, SIGNED, Call, Route, Routes
 from venue.userwire import algo_row, order_row
 
+UNFILLED_KEPT_MS, FILLED_KEPT_MS = 3 * 86_400_000, 90 * 86_400_000  # market time
 UNKNOWN_ORDER = Refusal(-2011, "Unknown order sent.")
 NO_SUCH_ORDER = Refusal(-2013, "Order does not exist.")
 NO_LISTEN_KEY = Refusal(-1125, "This listenKey does not exist.")
+NOT_OPENING = Refusal(-4140, "Invalid symbol status for opening position.")
+SYMBOL_CLOSED = Refusal(-4141, "Symbol is closed.")
 ALL_CANCELED = {"code": 200, "msg": "The operation of cancel all open order is done."}
 
 
-def _order(call: Call, order: Order, full: bool) -> dict[str, Any]:
+def shown(call: Call, order: Order, full: bool) -> dict[str, Any]:
     return order_row(order, call.exchange.account.specs[order.symbol], full)
 
 
@@ -31,17 +33,42 @@ def _algo(call: Call, algo: Algo, full: bool) -> dict[str, Any]:
     return algo_row(algo, account.specs[algo.symbol], actual, full)
 
 
-def place_order(call: Call) -> Any:
-    request = parse(call.params, "newClientOrderId")
+def not_trading(call: Call, symbol: str) -> Refusal:
+    """A symbol that is delisted: settling takes no openers, and closed is closed."""
+    settling = call.exchange.statuses[symbol] == "SETTLING"
+    return NOT_OPENING if settling else SYMBOL_CLOSED
+
+
+def _asked(call: Call) -> Request | Refusal:
+    """The order that is asked for, with the book of its symbol before the account."""
+    request = parse(call.params, "newClientOrderId", call.exchange.account.dual)
     if isinstance(request, Refusal):
         return request
+    if request.symbol in call.exchange.statuses:
+        return not_trading(call, request.symbol)
     refresh(call.exchange, request.symbol)
+    return request
+
+
+def place_order(call: Call) -> Any:
+    request = _asked(call)
+    if isinstance(request, Refusal):
+        return request
     order, events = matching.place(call.exchange.account, request, call.now.market_ms)
     tell(call.exchange, events)
-    return order if isinstance(order, Refusal) else _order(call, order, False)
+    return order if isinstance(order, Refusal) else shown(call, order, False)
 
 
-def _find(call: Call) -> Order | Refusal | None:
+def test_order(call: Call) -> Any:
+    """Everything that is checked; nothing is placed, and the order of the reply has no id."""
+    request = _asked(call)
+    if isinstance(request, Refusal):
+        return request
+    tried = matching.draft(call.exchange.account, request, call.now.market_ms)
+    return tried if isinstance(tried, Refusal) else shown(call, tried, False)
+
+
+def find_order(call: Call) -> Order | Refusal | None:
     """The order that the parameters name; None when there is none."""
     symbol = call.params.get("symbol")
     if not symbol:
@@ -52,33 +79,40 @@ def _find(call: Call) -> Order | Refusal | None:
         return Refusal(
             -1102, "Param 'origClientOrderId' or 'orderId' must be sent, but both were empty/null!"
         )
-    return matching.find(call.exchange.account, symbol, order_id, client_id)
+    order = matching.find(call.exchange.account, symbol, order_id, client_id)
+    return None if order is None or _forgotten(order, call.now.market_ms) else order
+
+
+def _forgotten(order: Order, now_ms: int) -> bool:
+    """Queries know what ended for so long only; what traded, longer."""
+    kept_ms = UNFILLED_KEPT_MS if order.executed == 0 else FILLED_KEPT_MS
+    return order.status not in OPEN_STATUSES and now_ms - order.updated_ms > kept_ms
 
 
 def query_order(call: Call) -> Any:
-    order = _find(call)
+    order = find_order(call)
     if order is None:
         return NO_SUCH_ORDER
-    return order if isinstance(order, Refusal) else _order(call, order, True)
+    return order if isinstance(order, Refusal) else shown(call, order, True)
 
 
 def query_open_order(call: Call) -> Any:
-    order = _find(call)
+    order = find_order(call)
     if isinstance(order, Refusal):
         return order
     if order is None or order.id not in call.exchange.account.orders:
         return NO_SUCH_ORDER
-    return _order(call, order, True)
+    return shown(call, order, True)
 
 
 def cancel_order(call: Call) -> Any:
-    order = _find(call)
+    order = find_order(call)
     if isinstance(order, Refusal):
         return order
     if order is None or order.id not in call.exchange.account.orders:
         return UNKNOWN_ORDER
     tell(call.exchange, matching.cancel(call.exchange.account, order, call.now.market_ms))
-    return _order(call, order, False)
+    return shown(call, order, False)
 
 
 def cancel_all(call: Call) -> Any:
@@ -97,14 +131,15 @@ def _of_symbol(call: Call, items: list[Any]) -> list[Any]:
 
 def open_orders(call: Call) -> Any:
     orders = _of_symbol(call, list(call.exchange.account.orders.values()))
-    return [_order(call, o, True) for o in orders]
+    return [shown(call, o, True) for o in orders]
 
 
 def all_orders(call: Call) -> Any:
     account = call.exchange.account
     if not call.params.get("symbol"):
         return mandatory("symbol")
-    orders = _of_symbol(call, [*account.closed.values(), *account.orders.values()])
+    closed = [o for o in account.closed.values() if not _forgotten(o, call.now.market_ms)]
+    orders = _of_symbol(call, [*closed, *account.orders.values()])
     first = number(call.params, "orderId")
     start, end = number(call.params, "startTime"), number(call.params, "endTime")
     orders = [
@@ -116,15 +151,17 @@ def all_orders(call: Call) -> Any:
     ]
     limit = min(number(call.params, "limit") or 500, 1000)
     chosen = orders[:limit] if first is not None else orders[-limit:]
-    return [_order(call, o, True) for o in chosen]
+    return [shown(call, o, True) for o in chosen]
 
 
 def place_algo(call: Call) -> Any:
     if call.params.get("algoType") != "CONDITIONAL":
         return mandatory("algoType")
-    request = parse(call.params, "clientAlgoId")
+    request = parse(call.params, "clientAlgoId", call.exchange.account.dual)
     if isinstance(request, Refusal):
         return request
+    if request.symbol in call.exchange.statuses:
+        return not_trading(call, request.symbol)
     refresh(call.exchange, request.symbol)
     algo, events = matching.place_algo(call.exchange.account, request, call.now.market_ms)
     tell(call.exchange, events)
@@ -219,45 +256,40 @@ def set_margin_type(call: Call) -> Any:
 
 
 def get_mode(call: Call) -> Any:
-    return {"dualSidePosition": False}
+    return {"dualSidePosition": call.exchange.account.dual}
 
 
 def set_mode(call: Call) -> Any:
-    """One-way only; hedge mode is refused rather than half played."""
     wanted = call.params.get("dualSidePosition", "").lower()
-    if wanted == "false":
-        return Refusal(-4059, "No need to change position side.")
-    if wanted != "true":
+    if wanted not in ("true", "false"):
         return mandatory("dualSidePosition")
-    return Refusal(-4084, "Method is not allowed currently. Hedge mode is not simulated.")
+    account = call.exchange.account
+    done = positions.set_mode(account, wanted == "true", call.now.market_ms)
+    if isinstance(done, Refusal):
+        return done
+    tell(call.exchange, done)
+    return {"code": 200, "msg": "success"}
 
 
 def start_listening(call: Call) -> Any:
     """The same key while one is alive; its hour starts again."""
-    desk = call.desk
-    if not desk.listen_key or call.now.boot_ms >= desk.listen_until_ms:
-        desk.listen_key = secrets.token_hex(32)
-        desk.listen_count += 1
-    desk.listen_until_ms = call.now.boot_ms + LISTEN_KEY_MS
-    return {"listenKey": desk.listen_key}
+    return {"listenKey": listen.start(call.desk.keys, call.now.boot_ms)}
 
 
 def keep_listening(call: Call) -> Any:
-    desk = call.desk
-    if not desk.listen_key or call.now.boot_ms >= desk.listen_until_ms:
-        return NO_LISTEN_KEY
-    desk.listen_until_ms = call.now.boot_ms + LISTEN_KEY_MS
-    return {"listenKey": desk.listen_key}
+    key = listen.keep(call.desk.keys, call.now.boot_ms)
+    return {"listenKey": key} if key else NO_LISTEN_KEY
 
 
 def stop_listening(call: Call) -> Any:
-    call.desk.listen_until_ms = 0
-    return {}
+    """Its sockets stay open and hear nothing more."""
+    return {} if listen.stop(call.desk.keys, call.now.boot_ms) else NO_LISTEN_KEY
 
 
 _V1 = "/fapi/v1/"
 ROUTES: Routes = {
     ("POST", _V1 + "order"): Route(place_order, SIGNED, 0, 1),
+    ("POST", _V1 + "order/test"): Route(test_order, SIGNED, 0, 1),
     ("GET", _V1 + "order"): Route(query_order, SIGNED),
     ("DELETE", _V1 + "order"): Route(cancel_order, SIGNED),
     ("GET", _V1 + "openOrder"): Route(query_open_order, SIGNED),

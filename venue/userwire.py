@@ -25,6 +25,13 @@ from venue.orders import (
 from venue.symbols import Symbol, fixed, plain
 
 Json = dict[str, Any]
+MONEY_TYPES = {  # of ACCOUNT_UPDATE's reasons, in the ledger
+    "DEPOSIT": "deposit",
+    "WITHDRAW": "withdraw",
+    "MARGIN_TRANSFER": "margin_transfer",
+    "FUNDING_FEE": "funding",
+    "INSURANCE_CLEAR": "insurance",
+}
 
 
 def _mean(order: Order) -> Decimal:
@@ -57,7 +64,7 @@ def order_update(event: OrderEvent) -> Json:
         "L": plain(trade.price) if trade else "0",
     }
     if trade:
-        body |= {"n": fixed(trade.fee, 8), "N": "USDT"}
+        body |= {"n": fixed(trade.fee, 8), "N": trade.fee_asset}
     body |= {
         "T": event.ms,
         "t": trade.id if trade else 0,
@@ -67,17 +74,19 @@ def order_update(event: OrderEvent) -> Json:
         "R": o.reduce_only,
         "wt": o.working,
         "ot": o.orig_type,
-        "ps": "BOTH",
+        "ps": o.position_side,
         "cp": o.close_position,
         "rp": plain(trade.realised) if trade else "0",
         "pP": False,
         "si": 0,
         "ss": 0,
-        "V": o.stp or "EXPIRE_MAKER",
-        "pm": "NONE",
-        "gtd": 0,
+        "V": o.stp,
+        "pm": o.price_match,
+        "gtd": o.good_till_ms,
         "er": str(o.expire_reason),
     }
+    if event.modify_id:
+        body["M"] = event.modify_id
     return {"e": "ORDER_TRADE_UPDATE", "T": event.ms, "E": event.ms, "o": body}
 
 
@@ -90,27 +99,36 @@ def _position_row(p: Position, unrealised: Decimal, margin_type: str) -> Json:
         "up": plain(unrealised),
         "mt": margin_type,
         "iw": plain(p.isolated),
-        "ps": "BOTH",
+        "ps": p.side,
         "ma": "USDT",
         "bep": plain(p.break_even.quantize(Decimal("1e-10"))),
     }
 
 
-def account_update(
-    ms: int, reason: str, wallet: Decimal, change: Decimal, rows: list[Json], aside: Decimal
-) -> Json:
-    balance = {
-        "a": "USDT",
+def _balance_row(asset: str, wallet: Decimal, crossed: Decimal, change: Decimal) -> Json:
+    return {
+        "a": asset,
         "wb": fixed(wallet, 8),
-        "cw": fixed(wallet - aside, 8),
+        "cw": fixed(crossed, 8),
         "bc": plain(change),
     }
+
+
+def account_update(ms: int, reason: str, balances: list[Json], rows: list[Json]) -> Json:
     return {
         "e": "ACCOUNT_UPDATE",
         "T": ms,
         "E": ms,
-        "a": {"B": [balance], "P": rows, "m": reason},
+        "a": {"B": balances, "P": rows, "m": reason},
     }
+
+
+def _fill_balances(event: OrderEvent) -> list[Json]:
+    """USDT, and BNB when it paid the fee. USDT stands there even if the fee alone has changed."""
+    out = [_balance_row("USDT", event.wallet, event.wallet - event.aside, ZERO)]
+    if event.trade is not None and event.trade.fee_asset == "BNB":
+        out.append(_balance_row("BNB", event.bnb, event.bnb, ZERO))
+    return out
 
 
 def trade_lite(trade: Trade, order: Order, spec: Symbol) -> Json:
@@ -140,36 +158,38 @@ def algo_update(event: AlgoEvent) -> Json:
         "o": a.type,
         "s": a.symbol,
         "S": a.side,
-        "ps": "BOTH",
+        "ps": a.position_side,
         "f": a.tif,
         "q": plain(a.qty),
         "X": a.status,
         "ai": str(a.order_id) if a.order_id else "",
         "tp": plain(a.trigger),
         "p": plain(a.price),
-        "V": "EXPIRE_MAKER",
+        "V": a.stp,
         "wt": a.working,
-        "pm": "NONE",
+        "pm": a.price_match,
         "cp": a.close_position,
         "pP": a.price_protect,
         "R": a.reduce_only,
         "tt": a.trigger_ms,
-        "gtd": 0,
-        "ia": False,
+        "gtd": a.good_till_ms,
+        "ia": a.active,
     }
+    if a.callback_rate:
+        body |= {"AP": plain(a.activate), "cr": plain(a.callback_rate)}
     if a.why:
         body["rm"] = a.why
     return {"e": "ALGO_UPDATE", "T": event.ms, "E": event.ms, "o": body}
 
 
-def user_payloads(event: Event, specs: dict[str, Symbol], aside: Decimal) -> list[Json]:
-    """`aside`: isolated margin over all positions, which the crossed wallet excludes."""
+def user_payloads(event: Event, specs: dict[str, Symbol]) -> list[Json]:
+    """What the user stream says of an event, in order; nothing of some."""
     if isinstance(event, OrderEvent):
         if event.trade is None or event.position is None:
             return [order_update(event)]
         row = _position_row(event.position, event.unrealised, event.margin_type)
         lite = trade_lite(event.trade, event.order, specs[event.order.symbol])
-        update = account_update(event.ms, "ORDER", event.wallet, ZERO, [row], aside)
+        update = account_update(event.ms, "ORDER", _fill_balances(event), [row])
         return [lite, update, order_update(event)]
     if isinstance(event, AlgoEvent):
         return [algo_update(event)]
@@ -177,10 +197,14 @@ def user_payloads(event: Event, specs: dict[str, Symbol], aside: Decimal) -> lis
         rows = []
         if event.position is not None:
             rows = [_position_row(event.position, event.unrealised, "isolated")]
-        return [account_update(event.ms, event.reason, event.wallet, event.amount, rows, aside)]
+        # margin moves within the wallet: its balance does not change
+        change = ZERO if event.reason == "MARGIN_TRANSFER" else event.amount
+        crossed = event.wallet - (event.aside if event.asset == "USDT" else ZERO)
+        balance = _balance_row(event.asset, event.wallet, crossed, change)
+        return [account_update(event.ms, event.reason, [balance], rows)]
     if isinstance(event, ConfigEvent) and event.what == "leverage":
-        change = {"s": event.symbol, "l": event.leverage}
-        return [{"e": "ACCOUNT_CONFIG_UPDATE", "E": event.ms, "T": event.ms, "ac": change}]
+        config = {"s": event.symbol, "l": event.leverage}
+        return [{"e": "ACCOUNT_CONFIG_UPDATE", "E": event.ms, "T": event.ms, "ac": config}]
     return []
 
 
@@ -204,14 +228,14 @@ def order_row(o: Order, spec: Symbol, full: bool) -> Json:
         "reduceOnly": o.reduce_only,
         "closePosition": o.close_position,
         "side": o.side,
-        "positionSide": "BOTH",
+        "positionSide": o.position_side,
         "stopPrice": fixed(o.stop_price, price),
         "workingType": o.working,
         "priceProtect": False,
         "origType": o.orig_type,
-        "priceMatch": "NONE",
-        "selfTradePreventionMode": o.stp or "EXPIRE_MAKER",
-        "goodTillDate": 0,
+        "priceMatch": o.price_match,
+        "selfTradePreventionMode": o.stp,
+        "goodTillDate": o.good_till_ms,
     }
     if full:
         row["time"] = o.created_ms
@@ -228,7 +252,7 @@ def algo_row(a: Algo, spec: Symbol, actual: Order | None, full: bool) -> Json:
         "orderType": a.type,
         "symbol": a.symbol,
         "side": a.side,
-        "positionSide": "BOTH",
+        "positionSide": a.position_side,
         "timeInForce": a.tif,
         "quantity": fixed(a.qty, qty),
         "algoStatus": a.status,
@@ -240,23 +264,31 @@ def algo_row(a: Algo, spec: Symbol, actual: Order | None, full: bool) -> Json:
         }
         if actual:
             row |= {"actualType": actual.type, "actualQty": fixed(actual.executed, qty)}
-    return row | {
+    row |= {
         "triggerPrice": fixed(a.trigger, price),
         "price": fixed(a.price, price),
         "icebergQuantity": None,
-        "selfTradePreventionMode": "EXPIRE_MAKER",
+        "selfTradePreventionMode": a.stp,
         "workingType": a.working,
-        "priceMatch": "NONE",
+        "priceMatch": a.price_match,
         "closePosition": a.close_position,
         "priceProtect": a.price_protect,
         "reduceOnly": a.reduce_only,
-        "activatePrice": "",
-        "callbackRate": "",
+        **_trail(a, price, full),
         "createTime": a.created_ms,
         "updateTime": a.updated_ms,
         "triggerTime": a.trigger_ms,
-        "goodTillDate": 0,
+        "goodTillDate": a.good_till_ms,
     }
+    return row
+
+
+def _trail(a: Algo, digits: int, full: bool) -> Json:
+    """Only a reply names them when they are nothing: clients read a number in an answer."""
+    activate = fixed(a.activate, digits) if a.activate else ""
+    rate = plain(a.callback_rate) if a.callback_rate else ""
+    told = {"activatePrice": activate, "callbackRate": rate}
+    return {name: text for name, text in told.items() if text or not full}
 
 
 def trade_row(t: Trade, spec: Symbol) -> Json:
@@ -270,9 +302,9 @@ def trade_row(t: Trade, spec: Symbol) -> Json:
         "realizedPnl": fixed(t.realised, 8),
         "quoteQty": plain(t.price * t.qty),
         "commission": fixed(t.fee, 8),
-        "commissionAsset": "USDT",
+        "commissionAsset": t.fee_asset,
         "time": t.ms,
-        "positionSide": "BOTH",
+        "positionSide": t.position_side,
         "maker": t.maker,
         "buyer": t.side == "BUY",
         "baseQty": "0",
@@ -296,8 +328,13 @@ def _order_entries(event: OrderEvent) -> list[Json]:
             "reduce_only": o.reduce_only,
             "close_position": o.close_position,
             "algo": o.algo_id,
+            "position_side": o.position_side,
         }
+        if o.good_till_ms:
+            entry["good_till_ms"] = o.good_till_ms
         return [entry]
+    if event.execution == "AMENDMENT":
+        return [{"type": "order_amended", **who, "qty": plain(o.qty), "price": plain(o.price)}]
     out: list[Json] = []
     if trade is not None and event.position is not None:
         out.append(
@@ -309,13 +346,16 @@ def _order_entries(event: OrderEvent) -> list[Json]:
                 "price": plain(trade.price),
                 "qty": plain(trade.qty),
                 "fee": plain(trade.fee),
-                "fee_asset": "USDT",
+                "fee_asset": trade.fee_asset,
                 "realised": plain(trade.realised),
                 "maker": trade.maker,
                 "position_after": plain(event.position.qty),
                 "balance_after": plain(event.wallet),
+                "position_side": trade.position_side,
             }
         )
+        if trade.fee_asset == "BNB":
+            out[-1]["bnb_after"] = plain(event.bnb)
     if o.status not in ("NEW", "PARTIALLY_FILLED"):
         done = {"type": "order_done", **who, "status": o.status, "executed_qty": plain(o.executed)}
         out.append(done)
@@ -340,6 +380,7 @@ def ledger_entries(event: Event) -> list[Json]:
             "order_type": a.type,
             "trigger": plain(a.trigger),
             "close_position": a.close_position,
+            "position_side": a.position_side,
         }
         if kind == "algo_triggered":
             entry["order_id"] = a.order_id
@@ -347,10 +388,10 @@ def ledger_entries(event: Event) -> list[Json]:
             entry |= {"status": a.status, "why": a.why}
         return [entry]
     if isinstance(event, MoneyEvent):
-        if event.reason == "DEPOSIT":
-            entry = {"type": "deposit", "asset": "USDT"}
-        else:
-            entry = {"type": "funding", "symbol": event.symbol, "asset": "USDT"}
+        entry = {"type": MONEY_TYPES[event.reason]}
+        if event.symbol:
+            entry |= {"symbol": event.symbol, "position_side": event.position_side}
+        entry["asset"] = event.asset
         return [entry | {"amount": plain(event.amount), "balance_after": plain(event.wallet)}]
     if isinstance(event, ConfigEvent):
         value = event.leverage if event.what == "leverage" else event.margin_type
