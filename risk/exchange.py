@@ -49,9 +49,15 @@ class Answered(ccxt.BaseError):  # type: ignore[misc]
 
 
 def classify(
-    http: int, body: str, headers: Mapping[str, str], boot_ms: float, market_ms: float = math.inf
+    http: int,
+    body: str,
+    headers: Mapping[str, str],
+    boot_ms: float,
+    market_ms: float = math.inf,
+    speed: float = 1.0,
 ) -> Result:
-    """An error answer as a value: refused for sure, throttled until a time, or unknown."""
+    """An error answer as a value: refused for sure, throttled until a time, or unknown. A ban is
+    told in market time, of which `speed` milliseconds pass in a real one."""
     code, text = 0, body[:200]
     try:
         told = orjson.loads(body)
@@ -60,7 +66,8 @@ def classify(
     except (ValueError, TypeError):
         text = text or "no JSON"  # a proxy page, or nothing: the status alone decides
     if http in (418, 429) or code in THROTTLE_CODES:
-        return Throttled(boot_ms + _pause_ms(headers, text, market_ms), f"{http} {code} {text}")
+        pause_ms = _pause_ms(headers, text, market_ms, speed)
+        return Throttled(boot_ms + pause_ms, f"{http} {code} {text}")
     if http == 503 and code == 0 and any(words in text for words in FAILED_503):
         return Refused(http, text)
     if http == 408 or code in UNKNOWN_CODES or (http >= 500 and code == 0):
@@ -68,10 +75,10 @@ def classify(
     return Refused(code or http, text)
 
 
-def _pause_ms(headers: Mapping[str, str], text: str, market_ms: float) -> float:
-    """From Retry-After or "banned until <market ms>", whichever ends later."""
+def _pause_ms(headers: Mapping[str, str], text: str, market_ms: float, speed: float) -> float:
+    """Real ms, from Retry-After or "banned until <market ms>", whichever ends later."""
     banned = _BANNED.search(text)
-    banned_ms = min(float(banned[1]) - market_ms, BAN_MAX_MS) if banned else 0.0
+    banned_ms = min((float(banned[1]) - market_ms) / speed, BAN_MAX_MS) if banned else 0.0
     for name, value in headers.items():
         if name.lower() == "retry-after" and value.isdigit():
             return max(float(value) * 1000.0, banned_ms)
@@ -136,7 +143,9 @@ class Exchange:
         market_now_ms: Callable[[], float],
         entry_window_ms: Callable[[], float],
         boot_ms: Callable[[], float],
+        speed: Callable[[], float] = lambda: 1.0,  # market time against real time
     ) -> None:
+        self._speed = speed
         self._ccxt = Binance(
             {
                 "apiKey": key,
@@ -187,7 +196,9 @@ class Exchange:
             body = await self._ccxt.fetch2(name, [group], method, params or {})
         except Answered as error:
             boot_ms, market_ms = self._boot_ms(), self._ccxt.market_now_ms()
-            result = classify(error.http, error.body, error.headers, boot_ms, market_ms)
+            result = classify(
+                error.http, error.body, error.headers, boot_ms, market_ms, self._speed()
+            )
             if isinstance(result, Throttled):
                 self.throttled_until_ms = max(self.throttled_until_ms, result.until_ms)
             return result

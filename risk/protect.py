@@ -122,12 +122,18 @@ def protect(state: State, symbol: str, now: Now, out: Effects) -> None:
         place_target(state, symbol, now, out)
 
 
+def surely_unsent(state: State, order: Order) -> bool:
+    """Legs go out before their record does, so an intent of an earlier holder may have been sent;
+    the exchange takes its id a second time once the first is over."""
+    return order.state == "intent" and order.epoch == state.epoch
+
+
 def _next_revision(state: State, position: Position, leg: str, current: int) -> int:
     """The current revision while it is unused, else the first one never sent."""
     revision = current
     while True:
         known = state.orders.get(state.make_id(position.signal, leg, revision))
-        if known is None or known.state == "intent":
+        if known is None or surely_unsent(state, known):
             return revision
         revision += 1
 
@@ -299,17 +305,22 @@ def close_position(
 
 
 def retire_legs(state: State, cause: str, now: Now, out: Effects) -> list[Op]:
-    """Every leg of an ended round trip reaches a terminal state: unused, or taken back."""
+    """Every leg of an ended round trip reaches a terminal state: unused, taken back, or asked for.
+
+    An exit is never taken back: it was sent and is answered, or it may have been sent and is asked.
+    """
     ops: list[Op] = []
     for order in own_legs(state, cause):
         if order.terminal or order.leg == orders.ENTRY_LEG:
             continue
-        if order.state == "intent":
+        if surely_unsent(state, order):
             put_order(state, advance(order, "canceled", int(now.market_ms), "not needed"))
             ops += journal.order_ops(state, state.orders[order.id], now)
         elif order.algo:
             out.add(orders.cancel_request(order.id, order.symbol, algo=True))
             arm_deadline(state, out, "cancel", order.id, now.boot_ms + RETRY_MS * 4)
+        else:
+            arm_deadline(state, out, "query", order.id, now.boot_ms + RETRY_MS * 4)
     return ops
 
 

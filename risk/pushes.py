@@ -115,6 +115,7 @@ def on_account(state: State, frame: Mapping[str, Any], now: Now, out: Effects) -
         if row["a"] != QUOTE_ASSET:
             continue
         change, money = decimal(row.get("bc")), state.money
+        state.wallet_told_ms = now.boot_ms
         money = replace(money, wallet=decimal(row["wb"], money.wallet))
         if reason == "FUNDING_FEE" and change:
             money = replace(money, funding=money.funding + change)

@@ -32,7 +32,7 @@ def on_snapshot(state: State, event: SnapshotTaken, now: Now, out: Effects) -> N
     forced = event.reason in FORCED
     state.last_reconcile_ms = int(now.market_ms)
     remember(state.snapshots, snapshot.id, snapshot.started_ms, SNAPSHOTS_KEPT_MAX)
-    if forced or not state.positions:
+    if snapshot.started_ms > state.wallet_told_ms:  # else the user stream may know better
         state.money = replace(state.money, wallet=snapshot.wallet)
     fields = {
         "id": snapshot.id,
@@ -124,7 +124,8 @@ def restore(state: State, position: Position, leg: str, now: Now, out: Effects) 
         return
     if leg == "stop" and ("naked", symbol) not in state.deadlines:
         arm_deadline(state, out, "naked", symbol, now.boot_ms + state.limits.naked_ms)
-    if order is not None and not order.terminal:
+    # one of an earlier epoch may have come and gone: its id is not used again
+    if order is not None and order.epoch == state.epoch and not order.terminal:
         send_leg(state, order, now, out)
     elif leg == "stop":
         place_stop(state, symbol, now, out)

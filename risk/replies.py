@@ -298,6 +298,7 @@ def _on_algos(state: State, event: Replied, now: Now, out: Effects) -> None:
         if known is not None and known.terminal:  # over for us: make room for the next revision
             out.add(orders.cancel_request(known.id, symbol, algo=True))
         elif known is not None:
+            _stand_in(state, known)
             take_algo(state, known, _algo_from_rest(row), now, out)
         elif row.get("orderType") == "STOP_MARKET" and row.get("closePosition") is True:
             position = state.positions[symbol]
@@ -306,6 +307,17 @@ def _on_algos(state: State, event: Replied, now: Now, out: Effects) -> None:
             out.add(Note("WARNING", f"protected by another stop symbol={symbol} id={client_id}"))
     if state.positions[symbol].stop_state != "acked":
         arm_deadline(state, out, "stop", symbol, now.boot_ms + RETRY_MS)
+
+
+def _stand_in(state: State, resting: Order) -> None:
+    """A leg of this position rests already: it is the one, not the revision that was refused."""
+    position = state.positions[resting.symbol]
+    if resting.cause != position.signal:
+        return
+    if resting.leg == orders.STOP_LEG and position.stop_state != "acked":
+        state.positions[resting.symbol] = replace(position, stop_order=resting.id)
+    elif resting.leg == orders.TARGET_LEG and position.target_state != "acked":
+        state.positions[resting.symbol] = replace(position, target_order=resting.id)
 
 
 # --- leaving -----------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ LISTEN_KEY: Final = "/fapi/v1/listenKey"
 RENEW_MS: Final = 1_800_000.0  # market time: half the key's life
 BACKOFF_S: Final = (0.1, 5.0)  # first and longest pause between connections
 SILENT_S: Final = 20.0  # marks come every second; a mute connection is replaced
+CLOSE_S: Final = 1.0  # for the other end to say goodbye: a holder that is out must stand by soon
 SYMBOLS_MAX: Final = 200  # book tickers on one connection, far below the exchange's limit
 log = logging.getLogger("risk")
 
@@ -81,7 +82,10 @@ class UserStream:
             return
         key = made.body["listenKey"]
         async with connect(
-            f"{self._url}/private/ws?listenKey={key}", compression=None, max_queue=None
+            f"{self._url}/private/ws?listenKey={key}",
+            compression=None,
+            max_queue=None,
+            close_timeout=CLOSE_S,
         ) as socket:
             self._on_open()
             renewer = asyncio.create_task(self._renew(socket))
@@ -114,7 +118,7 @@ class Marks:
         self._on_marks = on_marks
 
     async def run(self) -> None:
-        async with connect(self._url, compression=None) as socket:
+        async with connect(self._url, compression=None, close_timeout=CLOSE_S) as socket:
             while True:
                 message = await asyncio.wait_for(socket.recv(), SILENT_S)
                 rows, newest = [], 0
@@ -149,7 +153,7 @@ class Books:
             await self._changed.wait()
         first = sorted(self._wanted)
         url = f"{self._url}/" + "/".join(f"{symbol.lower()}@bookTicker" for symbol in first)
-        async with connect(url, compression=None) as socket:
+        async with connect(url, compression=None, close_timeout=CLOSE_S) as socket:
             self._has = frozenset(first)
             subscriber = asyncio.create_task(self._subscribe(socket))
             try:

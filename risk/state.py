@@ -72,6 +72,7 @@ class State:
     deadlines: dict[tuple[str, str], float] = field(default_factory=dict)  # (kind, key) -> boot ms
     tries: dict[tuple[str, str], int] = field(default_factory=dict)
     touched: dict[str, float] = field(default_factory=dict)  # symbol -> boot ms of last change
+    wallet_told_ms: float = -1e18  # boot time at which the user stream last told the wallet
     snapshots: dict[str, float] = field(default_factory=dict)  # id -> boot ms of its beginning
     rotating: str = ""  # symbol being closed to make a place
     rotated_ms: float = -1e18  # market time
