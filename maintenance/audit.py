@@ -2,8 +2,10 @@
 
 `audit` walks the events once, in order, and knows the state at every prefix: how many positions
 were open, whether each was protected by a resting closePosition stop, what the balance must be to
-the last digit. `compare` holds the result against what Redis says. A violation is a sentence with
-its numbers; an empty list is the proof. Reading ledgers and Redis is the caller's.
+the last digit. A position that somebody else opened is theirs until it is flat or an order of ours
+joins it: it counts in the balance alone. `compare` holds the result against what Redis says. A
+violation is a sentence with its numbers; an empty list is the proof. Reading ledgers and Redis is
+the caller's.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ class Holding:
     closed_ms: int | None
     naked_ms: int  # wall time without a resting closePosition stop
     first_stop_ms: int | None  # wall time from the first fill to the first stop
+    naked_spans: tuple[tuple[int, int], ...] = ()  # wall times that naked_ms is the sum of
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +69,8 @@ class _Open:
 
     opened_ms: int
     naked_since_ms: int | None
-    naked_ms: int = 0
     first_stop_ms: int | None = None
+    naked_spans: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -84,6 +87,8 @@ class _Walk:
     entry_of_cause: dict[str, str] = field(default_factory=dict)
     entries_filled: set[str] = field(default_factory=set)
     fills: dict[str, None] = field(default_factory=dict)
+    foreign: set[str] = field(default_factory=set)  # where the position is somebody else's
+    foreign_fills: set[str] = field(default_factory=set)
     stops_placed: int = 0
     orders: int = 0
     doubled: int = 0
@@ -114,7 +119,7 @@ def audit(events: Iterable[Event], positions_allowed: int, now_wall_ms: int | No
     for symbol, position in walk.open.items():
         walk.holdings.append(_holding(symbol, position, end_ms, closed=False))
     return Audit(
-        positions={s: q for s, q in walk.positions.items() if q},
+        positions={s: q for s, q in walk.positions.items() if q and s not in walk.foreign},
         balance=walk.balance,
         deposits=walk.sums["deposit"],
         realised=walk.sums["realised"],
@@ -126,7 +131,7 @@ def audit(events: Iterable[Event], positions_allowed: int, now_wall_ms: int | No
         entries=len(walk.entries_filled),
         doubled=walk.doubled,
         stops_placed=walk.stops_placed,
-        fills=tuple(walk.fills),
+        fills=tuple(fill for fill in walk.fills if fill not in walk.foreign_fills),
         round_trips=sum(holding.closed_ms is not None for holding in walk.holdings),
         violations=tuple(walk.violations),
     )
@@ -146,6 +151,9 @@ def _check_sequence(walk: _Walk, event: Event) -> None:
 
 
 def _on_deposit(walk: _Walk, event: Event) -> None:
+    """Deposits, withdrawals (negative) and what the insurance fund paid."""
+    if event.get("asset", "USDT") != "USDT":
+        return
     walk.sums["deposit"] += _decimal(event["amount"])
 
 
@@ -189,7 +197,7 @@ def _is_stop(event: Event) -> bool:
 
 
 def _rest_stop(walk: _Walk, event: Event, stop_id: str) -> None:
-    symbol = str(event["symbol"])
+    symbol = _place(event)
     walk.stops_placed += 1
     walk.stops.setdefault(symbol, set()).add(stop_id)
     position = walk.open.get(symbol)
@@ -199,7 +207,7 @@ def _rest_stop(walk: _Walk, event: Event, stop_id: str) -> None:
     if position.first_stop_ms is None:
         position.first_stop_ms = wall_ms - position.opened_ms
     if position.naked_since_ms is not None:
-        position.naked_ms += wall_ms - position.naked_since_ms
+        position.naked_spans.append((position.naked_since_ms, wall_ms))
         position.naked_since_ms = None
 
 
@@ -213,14 +221,21 @@ def _on_stop_gone(walk: _Walk, event: Event) -> None:
                 position.naked_since_ms = int(event["wall_ms"])
 
 
+def _place(event: Event) -> str:
+    """Where a position stands: its symbol, with its side in hedge mode."""
+    side = event.get("position_side", "BOTH")
+    return str(event["symbol"]) if side == "BOTH" else f"{event['symbol']}:{side}"
+
+
 def _on_trade(walk: _Walk, event: Event) -> None:
-    symbol, qty = str(event["symbol"]), _decimal(event["qty"])
-    fill = f"{symbol}:{event['trade_id']}"
+    symbol, qty = _place(event), _decimal(event["qty"])
+    fill = f"{event['symbol']}:{event['trade_id']}"
     if fill in walk.fills:
         walk.blame(event, f"trade {fill} stands twice in the ledger")
     walk.fills[fill] = None
     walk.sums["realised"] += _decimal(event["realised"])
-    walk.sums["fee"] += _decimal(event["fee"])
+    if event.get("fee_asset", "USDT") == "USDT":
+        walk.sums["fee"] += _decimal(event["fee"])
     before = walk.positions.get(symbol, ZERO)
     after = before + (qty if str(event["side"]).upper() == "BUY" else -qty)
     walk.positions[symbol] = after
@@ -230,7 +245,21 @@ def _on_trade(walk: _Walk, event: Event) -> None:
         walk.blame(event, f"{symbol} position is {event['position_after']}, fills make it {after}")
     if "balance_after" in event and _decimal(event["balance_after"]) != walk.balance:
         walk.blame(event, f"balance is {event['balance_after']}, events make it {walk.balance}")
+    if _is_foreign(walk, event, symbol, before):
+        walk.foreign_fills.add(fill)
+        if after == 0:
+            walk.foreign.discard(symbol)
+        return
     _open_or_close(walk, event, symbol, before, after)
+
+
+def _is_foreign(walk: _Walk, event: Event, symbol: str, before: Decimal) -> bool:
+    """Does this trade concern a position that is not ours?"""
+    if str(event.get("client_id", "")).startswith(OURS):
+        walk.foreign.discard(symbol)
+    elif before == 0:
+        walk.foreign.add(symbol)
+    return symbol in walk.foreign
 
 
 def _open_or_close(walk: _Walk, event: Event, symbol: str, before: Decimal, after: Decimal) -> None:
@@ -252,16 +281,23 @@ def _open_or_close(walk: _Walk, event: Event, symbol: str, before: Decimal, afte
 
 
 def _holding(symbol: str, position: _Open, end_ms: int, *, closed: bool) -> Holding:
-    naked_ms = position.naked_ms
+    spans = list(position.naked_spans)
     if position.naked_since_ms is not None:
-        naked_ms += max(end_ms - position.naked_since_ms, 0)
+        spans.append((position.naked_since_ms, max(end_ms, position.naked_since_ms)))
     return Holding(
-        symbol, position.opened_ms, end_ms if closed else None, naked_ms, position.first_stop_ms
+        symbol,
+        position.opened_ms,
+        end_ms if closed else None,
+        sum(end - start for start, end in spans),
+        position.first_stop_ms,
+        tuple(spans),
     )
 
 
 _HANDLERS: Final = {
     "deposit": _on_deposit,
+    "withdraw": _on_deposit,
+    "insurance": _on_deposit,
     "funding": _on_funding,
     "order_new": _on_order_new,
     "order_done": _on_stop_gone,

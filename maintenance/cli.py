@@ -64,6 +64,12 @@ def _warm(args: argparse.Namespace) -> int:
     return warm.main()
 
 
+def _chaos(args: argparse.Namespace) -> int:
+    from maintenance import chaos
+
+    return chaos.main(args)
+
+
 def _redis(rest: list[str]) -> int:
     from maintenance import redis_cli
 
@@ -83,7 +89,24 @@ def _test(rest: list[str]) -> int:
     os.execv(sys.executable, [sys.executable, "-m", "pytest", *rest])  # noqa: S606
 
 
-_PASSED_ON: Final = {"redis": _redis, "venue": _venue, "test": _test}  # words go on unparsed
+def _bench(rest: list[str]) -> int:
+    import os
+
+    from maintenance import warm
+
+    state_dir = os.environ.get("AEGIS_STATE_DIR") or ".aegis"
+    warm.ensure(state_dir)
+    os.environ[warm.CACHE_ENV] = str(warm.numba_cache_dir(state_dir))
+    os.chdir(launch.ROOT)
+    os.execv(sys.executable, [sys.executable, "-m", "benchmarks.main", *rest])  # noqa: S606
+
+
+_PASSED_ON: Final = {
+    "redis": _redis,
+    "venue": _venue,
+    "test": _test,
+    "bench": _bench,
+}  # words go on unparsed
 
 
 def _add_up(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -113,9 +136,13 @@ def build() -> Parser:
     commands.add_parser("warm", help="compile the kernels now; for images").set_defaults(run=_warm)
     commands.add_parser("risk", help="the risk process").set_defaults(run=_process("risk.main"))
     for name, text in (
-        ("venue", "the simulated exchange: --port --symbols --rate --seed --tape --edge --strict"),
+        (
+            "venue",
+            "the simulated exchange: --port --symbols --rate --seed --tape --edge --upstream",
+        ),
         ("redis", "a command to the running Redis"),
         ("test", "run the tests; arguments go to pytest"),
+        ("bench", "measure this machine: decode ring brain feed path; --json --out --seconds"),
     ):
         commands.add_parser(name, help=text)  # parsed by those they are passed to: main()
     for name, text in (("worker", "runs the scheduled jobs"), ("beat", "schedules the jobs")):
@@ -129,6 +156,13 @@ def build() -> Parser:
     flatten = commands.add_parser("flatten", help="close positions, all or one")
     flatten.add_argument("symbol", nargs="?", default="")
     flatten.set_defaults(run=_operate)
+    chaos = commands.add_parser("chaos", help="break everything around risk, check what is left")
+    chaos.add_argument("--seed", type=int, metavar="N", help="plans the faults; default: any")
+    chaos.add_argument(
+        "--for", dest="seconds", type=float, default=60.0, metavar="S", help="how long; default 60"
+    )
+    chaos.add_argument("--json", action="store_true", help="one JSON object")
+    chaos.set_defaults(run=_chaos)
     for name, text in _PLAIN.items():
         commands.add_parser(name, help=text).set_defaults(run=_operate)
     return parser

@@ -266,7 +266,7 @@ def pulse(r: Client, keys: streams.Keys) -> dict[str, Any]:
         name, _, boot = member.rpartition(":")
         row: dict[str, str] = r.hgetall(keys.node(name, boot))
         for field in ("lag", "age_trade_max_ms", "feed.lost_trades", "feed.conflated",
-                      "brain.gaps", "brain.signals", "receive_to_signal_p99_us"):  # fmt: skip
+                      "brain.gaps", "brain.signals", "receive_to_redis_p99_us"):  # fmt: skip
             if field in row:
                 made[f"{name}.{field}"] = float(row[field])
     return made

@@ -106,6 +106,16 @@ def ring_path(cfg: Config, lane: int = 0) -> Path:
     return Path(cfg.shm_dir) / f"aegis-{cfg.mode}-{cfg.node_id}-{lane}-{tag}.ring"
 
 
+def ring_paths(cfg: Config) -> list[Path]:
+    """The rings of a node by lane."""
+    return [ring_path(cfg, lane) for lane in range(cfg.lanes)]
+
+
+def child_name(process: str, lane: int, lanes: int) -> str:
+    """A lane's feed or brain as the supervisor and the log call it: `feed`, or `feed.1` of many."""
+    return process if lanes == 1 else f"{process}.{lane}"
+
+
 def brain_path(ring: Path) -> Path:
     """What the brain keeps beside its ring."""
     return ring.with_suffix(".brain")

@@ -7,6 +7,7 @@ anything starts.
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Sequence
 from typing import Final
 
@@ -17,6 +18,7 @@ from maintenance.policy import ChildSpec
 from maintenance.supervisor import Supervisor
 
 WORKER_HEARTBEAT_S: Final = 20.0  # a job may hold the worker's loop this long (pool solo)
+HELP: Final = {"-h", "--help"}
 BEAT_HEARTBEAT_S: Final = 5.0  # beat ticks once a second
 
 
@@ -28,6 +30,8 @@ def heartbeat_timeout_s(name: str) -> float:
 
 def run(name: str, module: str, words: Sequence[str]) -> int:
     """Until SIGTERM or SIGINT; the exit code."""
+    if HELP & set(words):  # an answer, not a process to keep alive
+        return subprocess.run(launch.python(module, *words), check=False).returncode
     try:
         cfg = config.load()
     except config.ConfigError as error:

@@ -15,6 +15,7 @@ from maintenance import running
 from maintenance.running import Client
 
 STANDBY_SUFFIX: Final = "standby"
+LANE_FIELDS: Final = ("symbols", "lag", "age_trade_max_ms")
 
 
 def collect(r: Client, keys: streams.Keys) -> dict[str, Any]:
@@ -49,9 +50,20 @@ def _nodes(r: Client, keys: streams.Keys) -> list[dict[str, Any]]:
                 "heartbeat_age_ms": round((now_s - seen_s) * 1000),
                 "lag": int(row.get("lag", 0)),
                 "ticks": int(row.get("brain.trades", 0)) + int(row.get("brain.quotes", 0)),
+                "lanes": _lanes(row),
             }
         )
     return made
+
+
+def _lanes(row: Mapping[str, str]) -> list[dict[str, int]]:
+    """Each lane's progress; one that is alone has the node's."""
+    count = int(row.get("lanes", 1))
+    prefixes = [""] if count == 1 else [f"lane{lane}." for lane in range(count)]
+    return [
+        {name: int(row[prefix + name]) for name in LANE_FIELDS if prefix + name in row}
+        for prefix in prefixes
+    ]
 
 
 def _risk(r: Client, keys: streams.Keys) -> dict[str, Any]:
@@ -99,6 +111,21 @@ def _number(text: str | None) -> float | None:
     return None if text in (None, "") else float(str(text))
 
 
+def _node_lines(node: Mapping[str, Any]) -> list[str]:
+    """A node, and below it its lanes if there are several."""
+    lines = [
+        f"node   {node['id']}: {node['symbols']} symbols, {node['ticks']:,} ticks, ring lag "
+        f"{node['lag']}, heartbeat {node['heartbeat_age_ms']} ms ago"
+    ]
+    if len(node["lanes"]) > 1:
+        lines += [
+            f"  lane {lane}: {told.get('symbols', 0)} symbols, ring lag {told.get('lag', 0)}, "
+            f"oldest trade {told.get('age_trade_max_ms', 'unknown')} ms"
+            for lane, told in enumerate(node["lanes"])
+        ]
+    return lines
+
+
 def render(told: Mapping[str, Any]) -> str:
     """The same for people."""
     risk, armed = told["risk"], "armed" if told["armed"] else "NOT ARMED"
@@ -108,11 +135,7 @@ def render(told: Mapping[str, Any]) -> str:
         f"equity {told['equity'] if told['equity'] is not None else 'unknown'}",
         f"risk   holder {risk['holder'] or 'NOBODY'}, epoch {risk['epoch']}",
     ]
-    lines += [
-        f"node   {node['id']}: {node['symbols']} symbols, {node['ticks']:,} ticks, ring lag "
-        f"{node['lag']}, heartbeat {node['heartbeat_age_ms']} ms ago"
-        for node in told["nodes"]
-    ] or ["node   NONE"]
+    lines += [line for node in told["nodes"] for line in _node_lines(node)] or ["node   NONE"]
     lines += [
         f"position {p['symbol']}: {p['side']} {p['qty']:g} at {p['entry']:g}, stop "
         f"{p['stop'] if p['stop'] else 'NONE'} ({p['stop_state']})"

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -25,6 +26,7 @@ LEDGER_PAGE: Final = 5_000
 LEDGER_PAGES_MAX: Final = 1_000
 FILLS_PAGE: Final = 5_000
 KLINES: Final = 130  # the brain keeps 128 closed candles and the forming one
+KLINE_TRADES: Final = 8  # index in a row of GET klines
 # The count of trades is left out: klines count single trades, the market sends aggregated ones.
 EXACT: Final = ("open", "high", "low", "close")
 SUMMED: Final = ("volume", "quote_volume", "taker_buy")
@@ -49,6 +51,13 @@ def trades_lost(tally: TradeTally) -> int:
     if tally.venue_last_id == 0:
         return 0
     return max(tally.venue_last_id - tally.newest_id, 0) + tally.declared + tally.jumps
+
+
+def misplaced(tallies: Sequence[TradeTally], wanted: Collection[str]) -> list[str]:
+    """Symbols that do not live in exactly one lane, in words: nobody else would count them."""
+    homes = Counter(tally.symbol for tally in tallies)
+    many = [f"{name}: lives in {count} lanes" for name, count in homes.items() if count > 1]
+    return many + [f"{name}: lives in no lane" for name in sorted(wanted) if name not in homes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +134,12 @@ def compare_candles(
     since_ms: int,
     span_ms: int,
 ) -> tuple[int, list[str]]:
-    """(checked, differences) of the candles that end after `since_ms`; a missing one differs."""
+    """(checked, differences) of the candles that end after `since_ms`; a missing one differs.
+
+    The last of `klines` is still forming: until it has its first trade nobody need have it.
+    """
     theirs = {int(row[0]): kline_row(row) for row in klines}
+    unborn_ms = next((int(row[0]) for row in klines[-1:] if int(row[KLINE_TRADES]) == 0), None)
     checked, wrong = 0, []
     for candle in ours:
         open_ms = int(candle["open_ms"])
@@ -140,7 +153,8 @@ def compare_candles(
     have = {int(candle["open_ms"]) for candle in ours}
     first = min(have, default=since_ms)
     for open_ms in theirs:
-        if open_ms >= max(first, since_ms - span_ms + 1) and open_ms not in have:
+        wanted = open_ms >= max(first, since_ms - span_ms + 1) and open_ms != unborn_ms
+        if wanted and open_ms not in have:
             checked += 1
             wrong.append(f"{label} {open_ms}: missing")
     return checked, wrong
@@ -205,40 +219,57 @@ def check_books(
 
 
 def check_candles(
-    venue_url: str, brain_file: Path, symbols_max: int, since_ms: int
+    venue_url: str, brain_files: Sequence[Path], symbols_max: int, since_ms: int | None
 ) -> tuple[int, list[str], list[TradeTally]]:
-    """Every kept candle of every symbol and timeframe, forming ones too, and the trade tallies."""
+    """Every kept candle of every symbol and timeframe of all lanes, forming ones too, and the
+    trade tallies. No candles where `since_ms` is None: a market that cannot be stopped moves on
+    while it is asked."""
     from brain import state as brain_state
-    from records import TIMEFRAME_NAMES, TIMEFRAMES_MIN
 
-    state = brain_state.open_state(brain_file, symbols_max, create=False)
     sent = universe.get_json(f"{venue_url}/venue/v1/sent")["symbols"]
     checked = 0
     wrong: list[str] = []
     tallies: list[TradeTally] = []
-    a = state.arrays
-    for row in range(state.symbols_max):
-        if not a.sym[row, brain_state.ACTIVE]:
+    for path in brain_files:
+        if not path.exists():  # this lane has not started yet: its symbols live in none
             continue
-        name = state.name(row)
-        tallies.append(_tally(brain_state, a.sym[row], name, sent.get(name, {})))
-        for t, (timeframe, minutes) in enumerate(zip(TIMEFRAME_NAMES, TIMEFRAMES_MIN, strict=True)):
-            ours = [
-                {field: float(candle[field]) for field in candle.dtype.names}
-                for candle in brain_state.candles(state, row, timeframe)
-            ]
-            if a.forming[row, t, brain_state.COUNT] > 0:
-                values = a.forming[row, t].tolist()
-                named = dict(zip(brain_state.BAR_FIELDS, values, strict=True))
-                ours.append({"open_ms": float(a.forming_at[row, t]), **named})
-            klines = universe.get_json(
-                f"{venue_url}/fapi/v1/klines?symbol={name}&interval={timeframe}&limit={KLINES}"
-            )
-            seen, differ = compare_candles(
-                f"{name} {timeframe}", ours, klines, since_ms, minutes * 60_000
-            )
+        state = brain_state.open_state(path, symbols_max, create=False)
+        for row in range(state.symbols_max):
+            if not state.arrays.sym[row, brain_state.ACTIVE]:
+                continue
+            name = state.name(row)
+            tallies.append(_tally(brain_state, state.arrays.sym[row], name, sent.get(name, {})))
+            if since_ms is None:
+                continue
+            seen, differ = _check_symbol(venue_url, brain_state, state, row, since_ms)
             checked, wrong = checked + seen, wrong + differ
     return checked, wrong, tallies
+
+
+def _check_symbol(
+    venue_url: str, module: Any, state: Any, row: int, since_ms: int
+) -> tuple[int, list[str]]:
+    """(checked, differences) of one symbol's candles in every timeframe."""
+    from records import TIMEFRAME_NAMES, TIMEFRAMES_MIN
+
+    name, a = state.name(row), state.arrays
+    checked = 0
+    wrong: list[str] = []
+    for t, (timeframe, minutes) in enumerate(zip(TIMEFRAME_NAMES, TIMEFRAMES_MIN, strict=True)):
+        ours = [
+            {field: float(candle[field]) for field in candle.dtype.names}
+            for candle in module.candles(state, row, timeframe)
+        ]
+        if a.forming[row, t, module.COUNT] > 0:
+            named = dict(zip(module.BAR_FIELDS, a.forming[row, t].tolist(), strict=True))
+            ours.append({"open_ms": float(a.forming_at[row, t]), **named})
+        klines = universe.get_json(
+            f"{venue_url}/fapi/v1/klines?symbol={name}&interval={timeframe}&limit={KLINES}"
+        )
+        label, span_ms = f"{name} {timeframe}", minutes * 60_000
+        seen, differ = compare_candles(label, ours, klines, since_ms, span_ms)
+        checked, wrong = checked + seen, wrong + differ
+    return checked, wrong
 
 
 def _tally(module: Any, row: Any, name: str, sent: Mapping[str, int]) -> TradeTally:

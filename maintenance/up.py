@@ -56,9 +56,18 @@ class Plan:
     leftover: tuple[str, ...] = ()  # files that a killed `up` left outside the state folder
 
     @property
+    def venue_dir(self) -> Path:
+        """A paper account is kept where no new simulated world replaces it."""
+        return self.state_dir / ("paper" if self.cfg.mode == "paper" else "venue")
+
+    @property
+    def redis_dir(self) -> Path:
+        return self.state_dir / ("paper-redis" if self.cfg.mode == "paper" else "redis")
+
+    @property
     def resumes(self) -> bool:
         """The venue's world of the last run goes on."""
-        return self.keep and (self.state_dir / "venue").is_dir()
+        return self.keep and self.venue_dir.is_dir()
 
 
 def settings_of(args: argparse.Namespace, environ: Mapping[str, str]) -> dict[str, str]:
@@ -83,7 +92,7 @@ def check_identity(made: Plan) -> None:
     if stored is None:
         return
     try:
-        world = json.loads((made.state_dir / "venue" / WORLD_FILE).read_text())["world"]
+        world = json.loads((made.venue_dir / WORLD_FILE).read_text())["world"]
     except (OSError, ValueError, KeyError):
         world = None
     if not made.keep:
@@ -110,6 +119,13 @@ def check_tapes(tapes: tuple[str, ...]) -> None:
             process.fail(f"{name} is no tape: give a gzipped capture of the exchange's frames.")
 
 
+def refuse_market_flags(args: argparse.Namespace) -> None:
+    """Paper trades on a market that is not ours to shape."""
+    for flag in ("rate", "speed", "seed", "edge", "tape"):
+        if getattr(args, flag) is not None:
+            process.fail(f"--{flag} shapes a simulated market: leave it out, or use mode sim.", 2)
+
+
 def venue_port(cfg: config.Config, environ: Mapping[str, str]) -> int:
     """The port to use: the default gives way when it is in use, a given one does not."""
     if cfg.venue_port and redis_server.port_is_free(cfg.venue_port):
@@ -132,6 +148,8 @@ def plan(args: argparse.Namespace, environ: Mapping[str, str]) -> Plan:
         process.fail("--summary comes at the end of --for: say for how many seconds.", 2)
     if cfg.mode in ("live", "demo"):
         single.require_keys(cfg)
+    if cfg.mode == "paper":
+        refuse_market_flags(args)
     check_tapes(cfg.venue_tape)
     running.require_arming(cfg)
     state_dir = Path(cfg.state_dir).resolve()
@@ -171,15 +189,13 @@ def prepare_state(made: Plan) -> None:
     """Folders as this run needs them: emptied for a new world, kept for a resumed one."""
     if made.redis_port:
         try:
-            redis_server.prepare(made.state_dir / "redis", keep=made.keep)
+            redis_server.prepare(made.redis_dir, keep=made.keep)
         except (redis_server.NoServer, OSError) as error:
             process.fail(str(error))
-    if made.venue and running.is_locked(made.state_dir / "venue", "lock"):
-        process.fail(
-            f"A venue already runs on {made.state_dir / 'venue'}: stop it, or set AEGIS_STATE_DIR."
-        )
+    if made.venue and running.is_locked(made.venue_dir, "lock"):
+        process.fail(f"A venue already runs on {made.venue_dir}: stop it, or set AEGIS_STATE_DIR.")
     if made.venue and not made.keep:
-        shutil.rmtree(made.state_dir / "venue", ignore_errors=True)  # absent at the first start
+        shutil.rmtree(made.venue_dir, ignore_errors=True)  # absent at the first start
     shutil.rmtree(made.state_dir / "run" / "up", ignore_errors=True)
     shutil.rmtree(made.state_dir / "logs", ignore_errors=True)
     (made.state_dir / "logs").mkdir(parents=True)
@@ -206,7 +222,7 @@ def specs(made: Plan, environ: Mapping[str, str]) -> dict[str, ChildSpec]:
 
     rows = []
     if made.redis_port:
-        folder = made.state_dir / "redis"
+        folder = made.redis_dir
         rows.append(
             child(
                 "redis",
@@ -229,7 +245,7 @@ def specs(made: Plan, environ: Mapping[str, str]) -> dict[str, ChildSpec]:
                 again=resume,
                 grace_s=START_GRACE_S,
                 # the file too: what listens there may be another system's venue
-                ready=lambda: listens(port) and (made.state_dir / "venue" / WORLD_FILE).exists(),
+                ready=lambda: listens(port) and (made.venue_dir / WORLD_FILE).exists(),
             )
         )
     rows += [
@@ -315,12 +331,13 @@ def state_of(made: Plan, pids: Mapping[str, int]) -> dict[str, Any]:
 
 def ring_files(cfg: config.Config) -> list[str]:
     """What the node lays down outside the state folder."""
-    ring = launch.ring_path(cfg)
-    return [str(ring), str(launch.brain_path(ring))]
+    return [
+        str(path) for ring in launch.ring_paths(cfg) for path in (ring, launch.brain_path(ring))
+    ]
 
 
 def clean_up(made: Plan) -> None:
-    """Nothing is left but data and logs; a node that had to be killed left its ring."""
+    """Nothing is left but data and logs; a node that had to be killed left its rings."""
     for name in ring_files(made.cfg):
         Path(name).unlink(missing_ok=True)
     (made.state_dir / running.STATE_FILE).unlink(missing_ok=True)

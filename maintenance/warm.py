@@ -30,9 +30,15 @@ CACHE_ENV: Final = "NUMBA_CACHE_DIR"
 FOLDER: Final = ".numba-cache"
 LOCK_FILE: Final = "lock"  # beside the folders: whoever compiles holds it
 STAMP: Final = "complete.json"  # written last: every kernel of this folder is compiled
-ROOMS: Final = ("feed", "brain", "venue")  # rooms that may have kernels, besides the floor
+ROOMS: Final = ("feed", "brain", "venue")  # rooms that may have kernels ...
+FLOOR: Final = "barrier"  # ... and the one module of the floor that has some
 _DECORATED: Final = re.compile(r"^@([\w.]+)", re.MULTILINE)  # rooms name their own jit decorators
-_NO_JIT: Final = {"dataclass", "contextlib.contextmanager", "contextlib.asynccontextmanager"}
+_NO_JIT: Final = {
+    "dataclass",
+    "functools.cache",
+    "contextlib.contextmanager",
+    "contextlib.asynccontextmanager",
+}
 _IMPORT: Final = re.compile(
     r"^(?:from|import) ([\w.]+)(?: import ([^\n(]*|\([^)]*\)))?", re.MULTILINE
 )
@@ -162,15 +168,18 @@ def count_kernels(modules: Iterable[Any]) -> tuple[int, int, list[str]]:
 
 def _warm_venue() -> None:
     """A small world lives for a second of market time and is asked for its candles."""
-    from venue import bars, exchange, sockets
+    from venue import depth, exchange, intervals, klines, sockets, tape, touch
 
     world = exchange.create(exchange.Setup("warm", 2, 100.0, 7, 20.0, 0.1, ()))
     until_ms = world.t0_ms + 1000.0
     for _ in exchange.advance(world, until_ms, int(until_ms)):
         pass
-    for timeframe in range(len(bars.TIMEFRAMES)):
-        exchange.candles(world, 0, timeframe)
+    for interval in intervals.INTERVALS:
+        klines.folded(world, 0, interval)
     sockets.Hub(world.specs, strict=True).warm(world.rows)
+    depth.warm(world)
+    touch.warm(world.rows)
+    tape.warm()
 
 
 def _warm_feed() -> None:
@@ -191,7 +200,7 @@ WARMERS: Final = {"feed": _warm_feed, "brain": _warm_brain, "venue": _warm_venue
 def warm_room(room: str) -> dict[str, Any]:
     """Compile or load one room's kernels; the counts. Numba reads NUMBA_CACHE_DIR at its import."""
     WARMERS[room]()
-    ours = [m for n, m in sys.modules.items() if n.split(".")[0] in (*ROOMS, "ring")]
+    ours = [m for n, m in sys.modules.items() if n.split(".")[0] in (*ROOMS, FLOOR)]
     compiled, loaded, uncached = count_kernels(ours)
     return {"compiled": compiled, "loaded": loaded, "uncached": uncached}
 

@@ -1,0 +1,259 @@
+"""What must hold after chaos: named checks of risk's own record against the exchange's ledger.
+
+Pure. `Evidence` is everything that was written by anybody; each check is a function from it to
+sentences, one for each violation, and an empty list is the proof. The sums, positions and stops
+of the ledger are maintenance/audit.py's; here they meet what risk wrote in Redis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Final
+
+from maintenance import audit
+from maintenance.audit import Audit, Event
+from risk.orders import LEG_NAMES, TERMINAL
+
+TOLD_MAX: Final = 20  # violations of one check that are written out; all are counted
+GRACE_MS: Final = 1_000  # to flatten what found no stop in time: the limit ends when that begins
+FOREVER: Final = 1 << 62
+INFERRED: Final = frozenset({"rejected", "canceled"})  # by silence; a fill told later overrides it
+DOUBLED: Final = ("was accepted twice", "two entries of one cause")
+
+Entry = tuple[str, Mapping[str, str]]  # of a stream: id and fields
+Span = tuple[int, int]  # wall ms, from and to
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that was written, after everything came to rest and was closed."""
+
+    ledger: Sequence[Event]
+    orders: Sequence[Entry]
+    fills: Sequence[str]  # symbol:trade_id
+    fill_sums: Mapping[str, Decimal]
+    wallet: Decimal | None
+    held: Mapping[str, Decimal]  # at rest, before the last positions were closed: in Redis ...
+    held_there: Mapping[str, Decimal]  # ... and at the venue
+    positions: Mapping[str, Decimal]  # in Redis at the end
+    open_ids: frozenset[str]  # orders that Redis calls open
+    open_there: frozenset[str]  # client ids at rest on the venue
+    pending: Mapping[str, int]  # by stream: read and never acknowledged
+    signals: frozenset[str]  # ids that Redis took
+    decided: frozenset[str]  # signals with a decision, an order or a place among the dead
+    taken_over: Sequence[Span]  # from a fault that cost the holder its lease to the next one
+    refused: Sequence[Span]  # the exchange took nothing from us
+    positions_max: int
+    naked_ms_max: int
+    naked_ms_max_over_all: int  # take-overs included
+    unrest: Sequence[str] = ()  # what did not come to rest in time
+    mistakes: Sequence[str] = ()  # processes that died by themselves, errors that they call theirs
+    books: Audit = field(init=False)
+
+    @property
+    def excused(self) -> list[Span]:
+        return [*self.taken_over, *self.refused]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "books", audit.audit(self.ledger, FOREVER))
+
+
+def intents_end_once(e: Evidence) -> list[str]:
+    """Every intent has one terminal state."""
+    ends: dict[str, list[str]] = {}
+    last: dict[str, str] = {}
+    for _, row in e.orders:
+        last[row["id"]] = row["state"]
+        if row["state"] in TERMINAL:
+            told = ends.setdefault(row["id"], [])
+            if row["state"] not in told:
+                told.append(row["state"])
+    wrong = [f"order {name} ends as {s}" for name, s in last.items() if s not in TERMINAL]
+    for name, told in ends.items():
+        final = told[1:] if len(told) > 1 and told[0] in INFERRED else told
+        if len(final) > 1:
+            wrong.append(f"order {name} ended more than once: {', '.join(told)}")
+    return wrong
+
+
+def one_order_per_id(e: Evidence) -> list[str]:
+    """The exchange accepted a client id, and an entry of a cause, at most once."""
+    return [text for text in e.books.violations if any(word in text for word in DOUBLED)]
+
+
+def logged_before_sent(e: Evidence) -> list[str]:
+    """No order of ours without its record; an entry's record is older than the order. Legs that
+    protect go out at once and are recorded with or after their sending."""
+    first: dict[str, int] = {}
+    for entry_id, row in e.orders:
+        first.setdefault(row["id"], int(entry_id.split("-")[0]))
+    wrong = []
+    for event in e.ledger:
+        name = str(event.get("client_id", ""))
+        if event["type"] not in ("order_new", "algo_new") or not name.startswith(audit.OURS):
+            continue
+        if name not in first:
+            wrong.append(f"seq {event['seq']}: order {name} was never recorded")
+        elif audit.leg_of(name) == "e" and first[name] > int(event["wall_ms"]):
+            late_ms = first[name] - int(event["wall_ms"])
+            wrong.append(f"seq {event['seq']}: entry {name} was recorded {late_ms} ms after it")
+    return wrong
+
+
+def positions_agree(e: Evidence) -> list[str]:
+    """Fills, venue and Redis hold the same, at rest and at the end; each fill stands once."""
+    wrong = audit.compare(e.books, e.positions, e.fills, e.books.balance, e.fill_sums)
+    for symbol in sorted({*e.held, *e.held_there}):
+        ours, there = e.held.get(symbol, audit.ZERO), e.held_there.get(symbol, audit.ZERO)
+        if ours != there:
+            wrong.append(f"{symbol} at rest: the venue held {there}, Redis said {ours}")
+    return wrong
+
+
+def wallet_agrees(e: Evidence) -> list[str]:
+    """Deposits + realised - fees + funding is the venue's balance, and Redis says the same."""
+    wrong = [text for text in e.books.violations if not any(word in text for word in DOUBLED)]
+    wrong += [
+        text
+        for text in audit.compare(e.books, e.books.positions, e.books.fills, e.wallet,
+                                  e.books.positions)
+        if "wallet" in text
+    ]  # fmt: skip
+    return wrong
+
+
+def epochs_rise(e: Evidence) -> list[str]:
+    """What a former holder wrote never follows what a later one wrote."""
+    wrong, highest = [], 0
+    for entry_id, row in e.orders:
+        epoch = int(row["epoch"])
+        if epoch < highest:
+            wrong.append(f"orders {entry_id}: epoch {epoch} after {highest}")
+        highest = max(highest, epoch)
+    return wrong
+
+
+def nothing_pending(e: Evidence) -> list[str]:
+    """Everything read was acknowledged."""
+    return [f"{count} entries of {key} pending" for key, count in e.pending.items() if count]
+
+
+def signals_decided(e: Evidence) -> list[str]:
+    """Every signal that Redis took has a decision."""
+    return [f"signal {name} was never decided" for name in sorted(e.signals - e.decided)]
+
+
+def positions_within(e: Evidence) -> list[str]:
+    """At no point of the ledger more positions than allowed."""
+    most = e.books.positions_max
+    return [f"{most} positions at once, {e.positions_max} allowed"] * (most > e.positions_max)
+
+
+def stops_in_time(e: Evidence) -> list[str]:
+    """No position without its resident stop for longer than allowed while risk could act."""
+    return [
+        f"{symbol} was naked for {ms} ms while risk was alive, limit {e.naked_ms_max} ms"
+        for symbol, ms in naked(e.books, e.excused)
+        if ms > e.naked_ms_max + GRACE_MS
+    ]
+
+
+def stops_over_all(e: Evidence) -> list[str]:
+    """Nor for longer than a take-over may last, whoever was dead."""
+    return [
+        f"{symbol} was naked for {ms} ms, limit {e.naked_ms_max_over_all} ms"
+        for symbol, ms in naked(e.books, e.refused)
+        if ms > e.naked_ms_max_over_all + GRACE_MS
+    ]
+
+
+def nothing_left_open(e: Evidence) -> list[str]:
+    """No order at rest that nobody knows, none known that is not there."""
+    wrong = [f"order {name} rests at the venue" for name in sorted(e.open_there)]
+    return wrong + [f"Redis calls order {name} open" for name in sorted(e.open_ids)]
+
+
+def came_to_rest(e: Evidence) -> list[str]:
+    """After the last fault everything settled in bounded time."""
+    return list(e.unrest)
+
+
+def no_own_mistakes(e: Evidence) -> list[str]:
+    """Nobody died by itself or called an error its own."""
+    return list(e.mistakes)
+
+
+Check = Callable[[Evidence], list[str]]
+CHECKS: Final[dict[str, Check]] = {
+    "every intent ends once": intents_end_once,
+    "one order per client id": one_order_per_id,
+    "logged before sent": logged_before_sent,
+    "positions agree": positions_agree,
+    "wallet agrees": wallet_agrees,
+    "epochs rise": epochs_rise,
+    "nothing pending": nothing_pending,
+    "signals decided": signals_decided,
+    "positions within limit": positions_within,
+    "stops in time": stops_in_time,
+    "stops in time over all": stops_over_all,
+    "nothing left open": nothing_left_open,
+    "came to rest": came_to_rest,
+    "no own mistakes": no_own_mistakes,
+}
+
+
+def check_all(evidence: Evidence) -> dict[str, list[str]]:
+    """Violations by check, each check in it."""
+    return {name: check(evidence) for name, check in CHECKS.items()}
+
+
+# --- time without a stop -----------------------------------------------------------------------
+
+
+def naked(books: Audit, excused: Iterable[Span]) -> list[tuple[str, int]]:
+    """(symbol, longest time without a stop that nothing excuses) of each position."""
+    spans = merged(excused)
+    return [
+        (holding.symbol, max((uncovered(span, spans) for span in holding.naked_spans), default=0))
+        for holding in books.holdings
+    ]
+
+
+def merged(spans: Iterable[Span]) -> list[Span]:
+    """The same times, in order and without overlap."""
+    made: list[Span] = []
+    for start, end in sorted(spans):
+        if made and start <= made[-1][1]:
+            made[-1] = (made[-1][0], max(end, made[-1][1]))
+        else:
+            made.append((start, end))
+    return made
+
+
+def uncovered(span: Span, spans: Sequence[Span]) -> int:
+    """Longest piece of `span` that none of `spans` covers: each excuse starts the limit anew."""
+    longest, at = 0, span[0]
+    for start, end in spans:
+        if end <= at or start >= span[1]:
+            continue
+        longest, at = max(longest, start - at), max(at, end)
+    return max(longest, span[1] - at)
+
+
+def counts(e: Evidence) -> dict[str, int]:
+    """What the run was made of."""
+    ours = [v for v in e.ledger if str(v.get("client_id", "")).startswith(audit.OURS)]
+    placed = [v for v in ours if v["type"] in ("order_new", "algo_new") and not v.get("algo")]
+    return {
+        "signals": len(e.signals),
+        "intents": len({row["id"] for _, row in e.orders}),
+        "entries": len({row["id"] for _, row in e.orders if row["leg"] == LEG_NAMES["e"]}),
+        "orders_at_exchange": len(placed),
+        "fills": len(e.books.fills),
+        "round_trips": e.books.round_trips,
+        "positions_max": e.books.positions_max,
+        "naked_ms_max": max((ms for _, ms in naked(e.books, e.excused)), default=0),
+        "naked_ms_max_over_all": max((ms for _, ms in naked(e.books, e.refused)), default=0),
+    }

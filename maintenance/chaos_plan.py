@@ -1,0 +1,169 @@
+"""What chaos will do, decided by a seed before it begins: the same seed, the same faults in order.
+
+Pure. A step is a pause and a fault with its numbers; whom it meets (the holder's process, a
+position that is open then) is looked up when it is carried out. Every kind comes once before any
+comes twice, so that a short run has seen as many kinds as fit into it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+PAUSE_S: Final = (0.2, 1.2)  # between the end of one fault and the next
+STEPS_MAX: Final = 5_000
+TIMES_MAX: Final = 3  # strikes of one planted fault
+DOORS: Final = (  # of the exchange: the requests that risk lives by
+    {"method": "POST", "path": "/fapi/v1/order"},
+    {"method": "POST", "path": "/fapi/v1/algoOrder"},
+    {"method": "DELETE", "path": "/fapi/v1/algoOrder"},
+)
+CODES: Final = (  # (code, HTTP status) that an order may meet at any time
+    (-1001, 503),
+    (-1021, 400),
+    (-2019, 400),
+    (-2027, 400),
+    (-4131, 400),
+)
+AFTER_INTENT_MS: Final = (0.0, 25.0)  # in which an entry is sent, answered and protected
+AT_ENTRY_SHARE: Final = 0.75  # of the faults that may: the worst moment is worth most
+PROCESS_KINDS: Final = ("kill_holder", "kill_standby", "stop_holder")
+REDIS_KINDS: Final = (
+    "redis_kill",
+    "script_flush",
+    "client_kill",
+    "client_pause",
+    "reply_swallowed",
+)
+ACT_KINDS: Final = ("close", "add", "cancel_stop", "move_stop")  # by another client's hand
+ORDER_KINDS: Final = (  # a request to the exchange meets them
+    "reply_lost",
+    "reply_late",
+    "request_lost",
+    "unknown_executed",
+    "unknown_not_executed",
+    "timeout_executed",
+    "timeout_not_executed",
+    "unavailable",
+    "bad_gateway",
+    "busy",
+    "would_trigger",
+    "any_code",
+    "partial_fill",
+    "limit",
+    "ban",
+)
+DEAF_KINDS: Final = ORDER_KINDS[: ORDER_KINDS.index("unavailable")]  # only the answer would tell
+DEAF_SHARE: Final = 0.4  # of these fall while the user stream tells nothing either
+DEAF_S: Final = (2.0, 4.0)
+REFUSING_KINDS: Final = ("ban", "limit")  # nobody can protect anything while they last
+STREAM_KINDS: Final = (
+    "user_late",
+    "user_doubled",
+    "user_reordered",
+    "user_mute",
+    "user_dropped",
+    "listen_key_expired",
+    "disconnect",
+)
+AT_ENTRY_KINDS: Final = ("kill_holder", "stop_holder", "redis_kill", "client_kill", "script_flush")
+VENUE_KINDS: Final = ORDER_KINDS + STREAM_KINDS
+KINDS: Final = PROCESS_KINDS + REDIS_KINDS + ACT_KINDS + VENUE_KINDS
+_OPENS: Final = {"method": "POST", "path": "/fapi/v1/order"}
+_STOPS: Final = {"method": "POST", "path": "/fapi/v1/algoOrder"}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One fault. `body` is what the venue is told; `hold_s` how long it lasts where that counts.
+    With `after_intent_ms` it falls so long after an entry's intent was written, else any time."""
+
+    number: int
+    kind: str
+    pause_s: float
+    hold_s: float
+    body: Mapping[str, Any]
+    after_intent_ms: float | None = None
+    deaf_s: float = 0.0  # for so long the user stream is mute meanwhile
+
+
+def plan(
+    seed: int, ttl_s: float, steps: int = STEPS_MAX, kinds: tuple[str, ...] = KINDS
+) -> list[Step]:
+    """The first `steps` faults of a seed; `ttl_s` is the life of risk's lease."""
+    chance = random.Random(f"chaos {seed}")
+    made: list[Step] = []
+    deck: list[str] = []
+    while len(made) < min(steps, STEPS_MAX):
+        if not deck:
+            deck = list(kinds)
+            chance.shuffle(deck)
+        kind = deck.pop()
+        pause_s = round(chance.uniform(*PAUSE_S), 3)
+        body, hold_s = _details(kind, chance, ttl_s)
+        after_ms = round(chance.uniform(*AFTER_INTENT_MS), 2)
+        at_entry = chance.random() < AT_ENTRY_SHARE and kind in AT_ENTRY_KINDS
+        moment = after_ms if at_entry else None
+        deaf_s = round(chance.uniform(*DEAF_S), 2) if chance.random() < DEAF_SHARE else 0.0
+        deaf_s = deaf_s if kind in DEAF_KINDS else 0.0
+        made.append(Step(len(made) + 1, kind, pause_s, hold_s, body, moment, deaf_s))
+    return made
+
+
+def _details(kind: str, chance: random.Random, ttl_s: float) -> tuple[dict[str, Any], float]:
+    """(what the venue is told, how long it lasts)."""
+    if kind == "stop_holder":
+        busy_ms = chance.choice((0, 250))  # Redis is slow as it falls asleep: it wakes with writes
+        return {"ms": busy_ms}, round(ttl_s * chance.uniform(1.2, 2.0), 3)  # beyond the lease
+    if kind == "client_pause":
+        return {"ms": chance.randrange(200, 3_500)}, 0.0
+    if kind == "redis_kill":
+        return {}, round(chance.uniform(0.0, 1.5), 3)  # until it is started again
+    if kind == "reply_swallowed":
+        return {"times": chance.randint(1, TIMES_MAX)}, 0.0
+    if kind in ACT_KINDS:
+        return {
+            "client": chance.choice(("web", "ios")),
+            "share": round(chance.uniform(0.2, 1), 3),
+        }, 0.0
+    if kind in STREAM_KINDS:
+        return _stream_fault(kind, chance)
+    if kind in ORDER_KINDS:
+        return _order_fault(kind, chance), 0.0
+    return {}, 0.0
+
+
+def _order_fault(kind: str, chance: random.Random) -> dict[str, Any]:
+    body: dict[str, Any] = {"kind": kind, "match": dict(chance.choice(DOORS))}
+    if kind == "ban":
+        return body | {"ms": chance.randrange(1_000, 4_000)}
+    body["times"] = chance.randint(1, TIMES_MAX)
+    if kind == "reply_late":
+        body["ms"] = chance.randrange(200, 3_000)
+    elif kind == "would_trigger":
+        body["match"] = dict(_STOPS)
+    elif kind in ("partial_fill", "busy"):
+        body["match"] = dict(_OPENS)
+    elif kind == "any_code":
+        body["code"], body["http"] = chance.choice(CODES)
+    if kind == "partial_fill":
+        body["share"] = round(chance.uniform(0.1, 0.9), 2)
+    return body
+
+
+def _stream_fault(kind: str, chance: random.Random) -> tuple[dict[str, Any], float]:
+    body: dict[str, Any] = {"kind": kind}
+    if kind == "user_late":
+        body |= {"ms": chance.randrange(50, 2_500), "times": chance.randint(1, 10)}
+    elif kind == "user_reordered":
+        body |= {"window": chance.randint(2, 6), "times": chance.randint(1, 4)}
+    elif kind in ("user_doubled", "user_dropped"):
+        body["times"] = chance.randint(1, 6)
+    elif kind == "user_mute":
+        body["seconds"] = round(chance.uniform(0.5, 3.0), 2)
+        return body, float(body["seconds"])
+    elif kind == "disconnect":
+        body["match"] = {"route": chance.choice(("private", "market", "public"))}
+    return body, 0.0
