@@ -1,6 +1,7 @@
 """The kill drill: SIGKILL and SIGSTOP real processes of a running system, and time its recovery.
 
     python tests/drill.py --times 5          every process five times, then the books
+    python tests/drill.py --lanes 2 --processes feed.0,brain.1      of one lane only
 
 Each blow falls just after risk has sent an entry while another position is open, so that a
 position and an order are at stake. "Works again" is a fact from outside: ticks consumed by a new
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -62,9 +64,25 @@ class System:
     venue_url: str
 
     def pid(self, name: str) -> int | None:
-        """The youngest descendant that runs this process."""
-        found = [pid for pid, line in descendants(self.process.pid) if MARKS[name] in line]
+        """The youngest descendant that runs this process; `feed.1` is the feed of lane 1."""
+        kind, _, lane = name.partition(".")
+        found = [
+            pid
+            for pid, line in descendants(self.process.pid)
+            if MARKS[kind] in line and (not lane or lane_of(line) == int(lane))
+        ]
         return max(found, default=None)
+
+    def rings(self) -> list[Path]:
+        """Its ring files, by lane."""
+        files = json.loads((self.state_dir / "up.json").read_text())["files"]
+        return [Path(name) for name in files if name.endswith(".ring")]
+
+
+def lane_of(line: str) -> int | None:
+    """The lane in a command line's ring file, if it names one."""
+    found = re.search(r"-(\d+)-[0-9a-f]{8}\.ring", line)
+    return int(found[1]) if found else None
 
 
 def descendants(root: int) -> list[tuple[int, str]]:
@@ -182,34 +200,38 @@ def works_again(system: System, name: str, old_pid: int) -> bool:
     new = system.pid(name)
     if new is None or new == old_pid:
         return False
-    if name in ("feed", "brain", "node"):
-        return trades_flow(system)
+    kind, _, lane = name.partition(".")
+    if kind in ("feed", "brain", "node"):
+        paths = system.rings()
+        return all(
+            trades_flow(system, path)
+            for number, path in enumerate(paths)
+            if not lane or number == int(lane)
+        )
     if name == "risk":
         status: Any = system.r.hgetall(KEYS.status)
         return status.get("state") == "trading" and status.get("pid") == str(new)
     return True
 
 
-def trades_flow(system: System) -> bool:
+def trades_flow(system: System, path: Path) -> bool:
     """The brain of now consumes trades of now: its counter moves between two looks."""
     import ring
 
-    paths = list(Path("/dev/shm").glob("aegis-sim-*.ring"))
-    for path in paths:
-        try:
-            seen = ring.attach(path)
-        except ring.RingError:
-            continue
-        feed, brain = int(seen.words[ring.FEED_PID]), int(seen.words[ring.BRAIN_PID])
-        if feed == system.pid("feed") and brain == system.pid("brain"):
-            index = ring.BRAIN_COUNTERS.index("trades")
-            before = int(seen.brain_stats[index])
-            time.sleep(0.05)
-            moved = int(seen.brain_stats[index]) > before
-            seen.close()
-            return moved
-        seen.close()
-    return False
+    try:
+        seen = ring.attach(path)
+    except ring.RingError:
+        return False
+    lane = lane_of(path.name)
+    feed, brain = int(seen.words[ring.FEED_PID]), int(seen.words[ring.BRAIN_PID])
+    moved = False
+    if feed == system.pid(f"feed.{lane}") and brain == system.pid(f"brain.{lane}"):
+        index = ring.BRAIN_COUNTERS.index("trades")
+        before = int(seen.brain_stats[index])
+        time.sleep(0.05)
+        moved = int(seen.brain_stats[index]) > before
+    seen.close()
+    return moved
 
 
 def job_done_since(r: redis.Redis, start_ms: int) -> bool:
@@ -269,6 +291,7 @@ def main() -> int:
     parser.add_argument("--processes", default="feed,brain,risk,worker,node")
     parser.add_argument("--rate", default="2000")
     parser.add_argument("--symbols", default="40")
+    parser.add_argument("--lanes", default="1")
     parser.add_argument("--rest", type=float, default=2.0, help="seconds between blows")
     parser.add_argument("--for", dest="seconds", type=int, help="how long the system runs in all")
     args = parser.parse_args()
@@ -278,7 +301,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "state"
         options = ["--for", str(args.seconds), "--symbols", args.symbols, "--rate", args.rate]
-        with running(state, *options, "--summary") as system:
+        env = {"AEGIS_LANES": args.lanes}
+        with running(state, *options, "--summary", env=env) as system:
             results = drill(system, args.times, names, args.rest)
             summary = summary_of(system.process, args.seconds + 120)
     for name in sorted({(r["process"], r["signal"]) for r in results}):

@@ -173,6 +173,12 @@ class Desk:
         o |= {"s": request.params["symbol"]}
         return self.do(Pushed({"e": "ALGO_UPDATE", "T": int(self.market_ms), "E": 1, "o": o}))
 
+    def told_wallet(self, balance: str) -> list[Effect]:
+        """The wallet after an event, on the user stream."""
+        account = {"m": "ORDER", "B": [{"a": "USDT", "wb": balance, "bc": "0"}], "P": []}
+        ms = int(self.market_ms)
+        return self.do(Pushed({"e": "ACCOUNT_UPDATE", "T": ms, "E": ms, "a": account}))
+
     def accepted(self, request: Request) -> list[Effect]:
         """The reply to a resident order that was placed."""
         body = {

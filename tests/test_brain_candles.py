@@ -7,11 +7,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from brain_bench import START_MS, Bench, announced, bar, clock, plain, random_market, table, trade
+from brain_bench import (
+    START_MS,
+    Bench,
+    announced,
+    bar,
+    clock,
+    plain,
+    quote,
+    random_market,
+    table,
+    trade,
+)
 from naive import candles as naive
 
 import records as rec
-from brain.state import BAR_FIELDS, KERNEL_FILES, candles, code_hash, open_state
+from brain.events import CLOSE_EVENT
+from brain.state import (
+    BAR_FIELDS,
+    BID,
+    C_ASK_ALL,
+    DEGRADED,
+    KERNEL_FILES,
+    LAST_ID,
+    candles,
+    code_hash,
+    open_state,
+)
 
 MINUTE = 60_000
 
@@ -56,6 +78,11 @@ def test_candles_equal_the_twin(seed: int, late: float) -> None:
     assert sorted(closes) == sorted((m, at, ns, v[:6]) for m, at, ns, v in book.closes)
 
 
+def unasked(events: list[tuple]) -> list[tuple]:
+    """Events without what the stop masks wanted of closes."""
+    return [(*e[:14], 0, *e[15:]) if e[13] == CLOSE_EVENT else e for e in events]
+
+
 @pytest.mark.parametrize("batch", [1, 7, 4096])
 def test_the_cut_into_batches_changes_nothing(batch: int) -> None:
     recs = table(announced() + random_market(3, 4_000, late=0.02))
@@ -63,7 +90,8 @@ def test_the_cut_into_batches_changes_nothing(batch: int) -> None:
     cut.masks[:] = -1 if batch == 7 else 0
     whole.feed(recs)
     cut.feed(recs, batch)
-    assert whole.events == cut.events
+    assert {e[14] for e in cut.events if e[13] == CLOSE_EVENT} == {int(batch == 7)}  # asked for
+    assert unasked(whole.events) == unasked(cut.events)
     for one, other in zip(whole.state.arrays[1:], cut.state.arrays[1:], strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -222,8 +250,117 @@ def test_a_state_of_another_ring_or_world_is_not_continued(
     assert again.fresh and again.arrays.sym[0, 0] == 0
 
 
+def test_a_state_that_begins_anew_leaves_the_old_file_to_those_who_map_it(tmp_path: object) -> None:
+    path = f"{tmp_path}/lane.brain"
+    old = open_state(path, 1, ring_identity=5, world=6)
+    old.arrays.sym[0, 0] = 1
+    for symbols in (1, 2):
+        anew = open_state(path, symbols, ring_identity=9, world=symbols)
+        assert anew.fresh and anew.arrays.control[C_ASK_ALL] == 1
+        anew.arrays.sym[:] = 7
+    assert old.arrays.sym[0, 0] == 1
+
+
+def test_ids_of_refused_prints_are_no_loss_and_no_jump() -> None:
+    bench = Bench()
+    refused = (0, 1, 6, 1.0, 0.0, 0.0, 0.0, 0, rec.GAP, rec.REFUSED, 0)
+    rows = [trade(0, START_MS, 5, 1.0, 1.0), refused, trade(0, START_MS, 7, 1.0, 1.0)]
+    bench.feed(table([*announced(), *rows]))
+    assert (bench.count("trades"), bench.count("gaps"), bench.count("lost_trades")) == (2, 0, 0)
+    assert bench.state.arrays.sym[0, [LAST_ID, DEGRADED]].tolist() == [7, 0]
+
+
+@pytest.mark.parametrize("later_ms, taken", [(-1, 0), (0, 0), (1, 1)])
+def test_quotes_of_an_exchange_that_counts_anew_are_taken(later_ms: int, taken: int) -> None:
+    bench = Bench()
+    rows = [quote(0, START_MS, 900, 1.0, 2.0), quote(0, START_MS + later_ms, 3, 5.0, 6.0)]
+    bench.feed(table([*announced(), *rows]))
+    assert (bench.count("quotes"), bench.count("duplicates")) == (1 + taken, 1 - taken)
+    assert bench.state.arrays.px[0, BID] == (5.0 if taken else 1.0)
+
+
 def test_the_code_hash_covers_every_kernel() -> None:
     folder = Path(code_hash.__code__.co_filename).parent
     found = re.compile(r"^@(step|entry)$", re.M)
     kernels = {p.name for p in folder.glob("*.py") if found.search(p.read_text())}
     assert kernels <= set(KERNEL_FILES)
+
+
+MIDNIGHT_MS = START_MS + 90 * MINUTE
+
+
+def exact_market(seed: int, trades: int) -> list[tuple]:
+    """Trades from midnight on whose sums are exact in any order; ids from 1."""
+    rng = np.random.default_rng(seed)
+    rows, now_ms, price = [], MIDNIGHT_MS, 1000
+    for number in range(1, trades + 1):
+        now_ms += int(rng.exponential(9_000.0)) + 1
+        price = max(1, price + int(rng.integers(-5, 6)))
+        qty = int(rng.integers(1, 80)) / 8
+        rows.append(trade(0, now_ms, number, float(price), qty, int(rng.integers(2))))
+    return rows
+
+
+def fold_trades(rows: list[tuple], minutes: int, open_ms: int) -> tuple[float, ...]:
+    """The candle that these trades make, the slow way; flat at the last close without any."""
+    inside = [r for r in rows if open_ms <= r[0] // 1_000_000 < open_ms + minutes * MINUTE]
+    if not inside:
+        close = [r[3] for r in rows if r[0] // 1_000_000 < open_ms][-1]
+        return (close,) * 4 + (0.0,) * 4
+    prices = [r[3] for r in inside]
+    bought = sum(r[4] for r in inside if not r[9] & rec.BUYER_MAKER)
+    sums = (sum(r[4] for r in inside), sum(r[3] * r[4] for r in inside), bought, len(inside))
+    return (prices[0], max(prices), min(prices), prices[-1], *map(float, sums))
+
+
+def with_losses(rows: list[tuple], lost: list[range]) -> list[tuple]:
+    """The same market as feed tells it when these ids are lost: GAPs, and each bar from the last
+    trade before to the first one after replaced two seconds after its end, finest first."""
+    gone = {number for span in lost for number in span}
+    ends = set()
+    for span in lost:
+        from_ms, to_ms = (rows[at][0] // 1_000_000 for at in (span.start - 2, span.stop - 1))
+        for m in rec.TIMEFRAMES_MIN:
+            step = m * MINUTE
+            ends |= {(e, m) for e in range(from_ms // step * step + step, to_ms + step + 1, step)}
+    touched = sorted(ends)
+    told: list[tuple] = []
+    for row in rows:
+        while touched and touched[0][0] + 2_000 <= row[0] // 1_000_000:
+            end_ms, minutes = touched.pop(0)
+            values = fold_trades(rows, minutes, end_ms - minutes * MINUTE)
+            flags = rec.CLOSED | rec.CORRECTION
+            told += bar(0, end_ms - minutes * MINUTE, minutes, values, flags)
+        if row[2] not in gone:
+            told.append(row)
+        elif row[2] - 1 not in gone:
+            count = next(len(span) for span in lost if row[2] in span)
+            told.append(plain(rec.GAP, 0, row[0] // 1_000_000, row[2], float(count)))
+    return told
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_corrections_put_every_candle_right_the_forming_ones_too(seed: int) -> None:
+    rows = exact_market(seed, 3_000)
+    rng = np.random.default_rng(seed)
+    starts = sorted(int(n) for n in rng.choice(np.arange(2, 2_900, 60), 12, replace=False))
+    lost = [range(start, start + int(rng.integers(1, 50))) for start in starts]
+    whole, holed = Bench(), Bench()
+    whole.feed(table(announced() + rows))
+    holed.feed(table(announced() + with_losses(rows, lost)))
+    assert holed.count("lost_trades") == sum(map(len, lost)) and holed.count("gaps") == 0
+    for t, minutes in enumerate(rec.TIMEFRAMES_MIN):
+        assert holed.history(0, t) == whole.history(0, t), minutes
+        assert holed.forming(0, t) == whole.forming(0, t), minutes
+
+
+def test_a_forming_candle_whose_parts_are_not_kept_is_left_alone() -> None:
+    bench = Bench()
+    rows = [trade(0, START_MS + k * MINUTE, k + 1, 10.0, 1.0) for k in range(5)]
+    bench.feed(table(announced() + rows))
+    before = bench.forming(0, 4)
+    assert before[1][4] == 5.0
+    values = (10.0, 10.0, 10.0, 10.0, 7.0, 70.0, 7.0, 7.0)
+    bench.feed(table(bar(0, START_MS, 1, values, rec.CLOSED | rec.CORRECTION)))
+    assert bench.forming(0, 4) == before  # its day began before there was a history
+    assert bench.history(0, 0)[0] == (START_MS, values)

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import redis
-from brain_bench import announced, lively_market, table
+from brain_bench import START_MS, Bench, announced, lively_market, table, trade
 
+import barrier
 import records as rec
 import ring as rings
 import streams
@@ -24,6 +25,8 @@ from brain.main import Snapshots, resume
 from brain.publisher import OUTCOMES_MAX, SIGNALS_MAX, Publisher
 from brain.state import (
     ACTIVE,
+    BROKEN,
+    C_ASK_ALL,
     C_SEQ,
     GAPS,
     TRADES,
@@ -43,8 +46,8 @@ def put_signal(number: int, shadow: bool = False, expires_ms: int = 1_000) -> de
     return desks.PutSignal(f"s{number}", shadow, expires_ms, fields, json.dumps({"n": number}))
 
 
-def until(condition: object, what: str) -> None:
-    for _ in range(2_000):
+def until(condition: object, what: str, limit_s: float = 20.0) -> None:
+    for _ in range(int(limit_s * 100)):
         if condition():  # type: ignore[operator]
             return
         time.sleep(0.01)
@@ -170,7 +173,7 @@ class Feed:
             at = (int(self.cursor[0]) + np.arange(len(piece))) & self.ring.mask
             self.ring.slots[at] = piece
             self.cursor[0] += len(piece)
-            rings.publish(self.ring.words, self.cursor)
+            barrier.publish(self.ring.words, self.cursor)
             until(lambda: self.consumed(), "the brain consumes")
             time.sleep(0.004)  # its publisher has the same market minute for it
 
@@ -205,6 +208,59 @@ def test_a_state_that_does_not_fit_the_ring_asks_for_everything(ring, seq, fresh
     assert ring.words[rings.SNAPSHOT_SYMBOL] == -1
 
 
+def test_a_wish_for_history_outlives_any_number_of_deaths_until_it_is_sent(ring) -> None:
+    """A state that begins anew fits in the next life: only the file still knows what it lacks."""
+    ring.words[rings.HEAD], ring.words[rings.TAIL] = 100, 40
+    path = state_path(ring.path)
+    for fresh in (True, False, False):
+        state = open_state(path, 4, ring_identity=1, world=2)
+        assert state.fresh == fresh
+        snapshots = Snapshots()
+        assert resume(ring, state, snapshots)[1] == 40
+        assert snapshots.wanted == {-1}
+    assert snapshots.poll(ring.words, 0) == -1
+    state.arrays.control[C_ASK_ALL] = 0  # as turn does
+    resume(ring, open_state(path, 4, ring_identity=1, world=2), after := Snapshots())
+    assert after.wanted == set()
+
+
+def test_a_symbol_that_broke_is_asked_for_in_every_life_until_it_is_announced(ring) -> None:
+    state, row = open_state(state_path(ring.path), 4, ring_identity=1, world=2), 2
+    jump = [*announced(row), trade(row, START_MS, 5, 1.0, 1.0), trade(row, START_MS, 9, 1.0, 1.0)]
+    bench = Bench(4, state=state)
+    bench.feed(table([*announced(0), *jump]))
+    bench.state.arrays.control[C_ASK_ALL] = 0
+    ring.words[rings.HEAD] = ring.words[rings.TAIL] = bench.state.arrays.control[C_SEQ]
+    for _ in range(2):
+        again = open_state(state_path(ring.path), 4, ring_identity=1, world=2)
+        resume(ring, again, snapshots := Snapshots())
+        assert snapshots.wanted == {row}
+    bench.feed(table(announced(row)))
+    assert state.arrays.sym[:, BROKEN].sum() == 0
+
+
+@pytest.mark.parametrize("writing", [0, 1, 4, 5])
+def test_a_word_about_a_row_that_does_not_exist_stops_nobody(ring, writing: int) -> None:
+    state = open_state(state_path(ring.path), 4, ring_identity=1, world=2)
+    resume(ring, state, Snapshots())
+    ring.words[rings.WRITING] = writing
+    resume(ring, type(state)(state.path, state.arrays, fresh=False), snapshots := Snapshots())
+    assert snapshots.wanted == ({writing - 1} if 0 < writing <= 4 else set())
+
+
+def test_a_second_brain_is_refused_and_a_ring_taken_over_is_left(ring, redis_url) -> None:
+    brain = start_brain(ring, redis_url)
+    argv, environ = brain_command(ring, redis_url)
+    second = subprocess.run(argv, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert second.returncode == 1 and second.stderr.count("\n") == 1
+    assert f"Another brain (process {brain.pid})" in second.stderr
+    assert brain.poll() is None
+    assert ring.words[rings.BRAIN_READY] == ring.words[rings.GENERATION]
+    ring.words[rings.GENERATION] += 1
+    assert brain.wait(20) == 1
+    assert ring.words[rings.BRAIN_READY] != ring.words[rings.GENERATION]
+
+
 def test_snapshots_are_asked_one_at_a_time_and_not_too_often(ring: rings.Ring) -> None:
     snapshots, second = Snapshots({1}), 1_000_000_000
     snapshots.poll(ring.words, 0)
@@ -218,13 +274,18 @@ def test_snapshots_are_asked_one_at_a_time_and_not_too_often(ring: rings.Ring) -
     assert (ring.words[rings.SNAPSHOT_SEQ], ring.words[rings.SNAPSHOT_SYMBOL]) == (2, -1)
 
 
-def start_brain(ring: rings.Ring, redis_url: str) -> subprocess.Popen[bytes]:
+def brain_command(ring: rings.Ring, redis_url: str) -> tuple[list[str], dict[str, str]]:
     argv = [sys.executable, "-m", "brain.main", "--ring", str(ring.path)]
     argv += ["--world", "world", "--node", "n1"]
-    environ = {**os.environ, "REDIS_URL": redis_url, "AEGIS_MODE": "sim"}
+    return argv, {**os.environ, "REDIS_URL": redis_url, "AEGIS_MODE": "sim"}
+
+
+def start_brain(ring: rings.Ring, redis_url: str) -> subprocess.Popen[bytes]:
+    argv, environ = brain_command(ring, redis_url)
     brain = subprocess.Popen(argv, cwd=ROOT, env=environ)
     generation = ring.words[rings.GENERATION]
-    until(lambda: ring.words[rings.BRAIN_READY] == generation or brain.poll(), "ready")
+    ready = lambda: ring.words[rings.BRAIN_READY] == generation or brain.poll()  # noqa: E731
+    until(ready, "ready", 240.0)  # it may have to compile its kernels
     assert brain.poll() is None
     return brain
 
@@ -244,7 +305,7 @@ def test_the_process_turns_a_ring_into_signals_and_survives_its_death(ring, redi
     ring.words[rings.BRAIN_READY] = 0
     again = start_brain(ring, redis_url)
     feed.write(recs[half:])
-    until(lambda: r.xlen(KEYS.outcomes) > 5, "outcomes")
+    until(lambda: r.xlen(KEYS.outcomes) > 5 and r.xlen(KEYS.signals) > 10, "outcomes, signals")
     again.send_signal(signal.SIGTERM)
     assert again.wait(10) == 0
     signals = [f for _, f in r.xrange(KEYS.signals)]
@@ -262,8 +323,6 @@ def test_the_process_turns_a_ring_into_signals_and_survives_its_death(ring, redi
 
 
 def consume_all(state: object, recs: np.ndarray) -> None:
-    from brain_bench import Bench
-
     Bench(4, state=state).feed(recs)  # type: ignore[arg-type]
 
 

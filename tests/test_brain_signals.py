@@ -55,7 +55,7 @@ class Trading:
 
     def feed(self, recs: np.ndarray, batch: int = 8192) -> None:
         def decide(rows: np.ndarray) -> None:
-            self.effects += desks.on_events(self.desk, rows, 99)
+            self.effects += desks.on_events(self.desk, rows, lambda: 99)
 
         self.bench.feed(recs, batch, decide)
 
@@ -351,6 +351,18 @@ def test_pending_of_a_symbol_that_is_not_whole_waits() -> None:
     assert other.desk.open.keys() == whole.desk.open.keys()
     row = other.desk.rows[next(iter(other.desk.open.values())).symbol]
     assert follows(other.bench.state.arrays, row, next(iter(other.desk.open)))
+
+
+def test_two_brains_share_pending_and_each_follows_its_own_symbols() -> None:
+    whole, _rows, _half = open_signals()
+    pending = pending_of(whole)
+    lanes = [Trading(2), Trading(2)]
+    for row, lane in enumerate(lanes):
+        lane.feed(table(announced(row)))
+        assert desks.rearm(lane.desk, pending) == []  # nothing to say of the other's
+    symbols = [{each.symbol for each in lane.desk.open.values()} for lane in lanes]
+    assert all(len(own) == 1 for own in symbols) and symbols[0] != symbols[1]
+    assert lanes[0].desk.open.keys() | lanes[1].desk.open.keys() == whole.desk.open.keys()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"id": "x"}'])

@@ -116,3 +116,11 @@ def test_env_example_is_the_table() -> None:
 
 def test_readme_holds_the_settings_table() -> None:
     assert config.readme_table() in (ROOT / "README.md").read_text()
+
+
+def test_paper_follows_the_real_exchange_and_is_asked_like_a_venue() -> None:
+    cfg = config.load({"AEGIS_MODE": "paper", "AEGIS_VENUE_URL": "http://127.0.0.1:9"})
+    live = config.load({"AEGIS_MODE": "live"})
+    assert (cfg.upstream_url, cfg.upstream_ws_url) == (live.rest_url, live.ws_url)
+    assert (cfg.rest_url, cfg.ws_url) == ("http://127.0.0.1:9", "ws://127.0.0.1:9")
+    assert (cfg.api_key, cfg.api_secret) == ("test", "test")

@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from certificates import server_context
 from websockets.asyncio.server import Server, ServerConnection, serve
 
 from feed import lane
+from feed.address import Address
 from feed.connection import Connection
 from feed.link import Link
+from feed.session import Pace
 from records import TRADE
 from ring import FEED_COUNTERS, HEAD, TAIL, Ring, create
 
@@ -211,6 +214,7 @@ def test_a_link_comes_back_after_cuts_inside_frames_and_finds_the_hole(rig: Rig)
             link = Link(
                 url, "market", rig.lane, rig.ring.feed_hist,
                 lambda lost: downs.append(lost.route), lambda _, rows: acked.append(rows),
+                Address(), Pace(backoff_s=0.02, backoff_s_max=0.1),
             )  # fmt: skip
             link.subscribe({0: "BTCUSDT"})
             task = asyncio.ensure_future(link.run())
@@ -228,3 +232,59 @@ def test_a_link_comes_back_after_cuts_inside_frames_and_finds_the_hole(rig: Rig)
         ask["params"] == ["btcusdt@aggTrade", "btcusdt@markPrice@1s"] for ask in exchange.asked
     )
     assert int(rig.lane.symbols[0, lane.LAST_ID]) == 250
+
+
+def linked(rig: Rig, url: str, address: Address, **more: Any) -> Link:
+    return Link(
+        url, "market", rig.lane, rig.ring.feed_hist, lambda _: None, lambda *_: None, address,
+        Pace(backoff_s=0.01, backoff_s_max=0.01, connect_s_max=0.2), **more,
+    )  # fmt: skip
+
+
+def test_a_link_that_always_fails_stops_at_the_address_bound(rig: Rig) -> None:
+    dialled = 0
+
+    async def handler(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal dialled
+        dialled += 1
+        writer.close()
+
+    async def work() -> None:
+        server = await asyncio.start_server(handler, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server:
+            link = linked(rig, f"ws://127.0.0.1:{port}/x", Address(dials_max=5))
+            task = asyncio.ensure_future(link.run())
+            await until(lambda: dialled == 5)
+            await asyncio.sleep(0.3)  # room for thirty more
+            assert dialled == 5
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    run(work)
+
+
+def test_an_untrusted_certificate_and_a_mute_port_are_ends_with_a_reason(
+    rig: Rig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    context, _ = server_context(tmp_path)
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async def told(url: str, reason: str) -> None:
+        caplog.clear()
+        task = asyncio.ensure_future(linked(rig, url, Address()).run())
+        await until(lambda: any(reason in record.getMessage() for record in caplog.records))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    async def work() -> None:
+        for tls, reason in ((context, "CERTIFICATE_VERIFY_FAILED"), (None, "TimeoutError")):
+            server = await asyncio.start_server(mute, "127.0.0.1", 0, ssl=tls)
+            port = server.sockets[0].getsockname()[1]
+            async with server:
+                await told(f"wss://127.0.0.1:{port}/x", reason)
+
+    run(work)

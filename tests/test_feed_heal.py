@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import orjson
@@ -10,8 +11,20 @@ import pytest
 
 from feed import binance, heal
 from feed.binance import MS_PER_MIN, OPEN_MS
+from feed.lane import LAST_NS, LIVE, emit, make_lane, set_symbol
 from feed.link import BACKOFF_S_MAX, backoff_s
-from records import BAR, BAR_VOLUME, CLOSED, CORRECTION, GAP, RECORD, TIMEFRAMES_MIN, TRADE
+from feed.main import remember
+from records import (
+    BAR,
+    BAR_VOLUME,
+    CLOSED,
+    CORRECTION,
+    RECORD,
+    REFUSED,
+    TIMEFRAMES_MIN,
+    TRADE,
+)
+from ring import HEAD, create
 
 DAY_MS = 86_400_000
 DAY0 = 1_795_046_400_000
@@ -130,17 +143,60 @@ def test_corrections_cover_every_touched_bar_and_wait_for_its_end() -> None:
     assert (one.first_ms, one.last_ms) == (DAY0, DAY0 + 60_000)
     assert (five.first_ms, five.last_ms) == (DAY0, DAY0)
     assert one.due_ms == DAY0 + 120_000 + heal.SETTLE_MS
-    later = heal.Correction(1, DAY0 + 180_000, DAY0 + 240_000)
-    assert heal.merged(one, later) == heal.Correction(1, DAY0, DAY0 + 240_000)
+    assert heal.opens(one) == {DAY0, DAY0 + 60_000} and heal.opens(five) == {DAY0}
     assert heal.correction_flags() == CLOSED | CORRECTION
 
 
-def test_a_restarted_feed_reads_lost_spans_out_of_the_ring() -> None:
-    records = np.concatenate(
-        [heal.gap(1, 5, 0, 0, 0, 1), heal.gap(1, 5, 3, 100, 200, 1), heal.gap(1, 9, 1, 50, 60, 1)]
-    )
-    assert set(records["kind"]) == {GAP}
-    assert heal.lost_spans(records) == {1: (50, 200)}
+@pytest.mark.parametrize("offset_ms", [-1, 0, 1])
+def test_a_bar_is_due_on_its_own_whatever_was_lost_after_it(offset_ms: int) -> None:
+    planned = {DAY0, DAY0 + 60_000, DAY0 + 180_000}
+    first = heal.Correction(1, DAY0, DAY0)
+    assert heal.due(planned, 1, first.due_ms - 1) is None
+    assert heal.due(planned, 1, first.due_ms) == first
+    last_ms = DAY0 + 240_000 + heal.SETTLE_MS + offset_ms
+    over = DAY0 + 60_000 if offset_ms < 0 else DAY0 + 180_000
+    assert heal.due(planned, 1, last_ms) == heal.Correction(1, DAY0, over)
+
+
+def test_a_long_loss_is_corrected_as_far_back_as_bars_are_kept() -> None:
+    found = heal.opens(heal.corrections(DAY0, DAY0 + DAY_MS)[0])
+    assert len(found) == heal.CORRECTED_BARS_MAX and max(found) == DAY0 + DAY_MS
+
+
+@pytest.mark.parametrize(
+    ("trades", "weight", "waiting", "worth"),
+    [(0, 19, 1, 0), (0, 20, 1, 1), (1000, 399, 20, 0), (1000, 400, 20, 1), (1001, 400, 20, 0)],
+)
+def test_a_warm_up_fetches_trades_only_out_of_its_share(
+    trades: int, weight: int, waiting: int, worth: int
+) -> None:
+    assert heal.worth_warming(trades, weight, waiting) == bool(worth)
+
+
+def test_a_restarted_feed_finds_lost_spans_in_the_ring(tmp_path: Path) -> None:
+    """However many records ago: a 1d bar is corrected at the end of its day."""
+    made = create(tmp_path / "ring", 64, 3, "w")
+    ours = make_lane(made, 8)
+    set_symbol(ours, 1, "A", LIVE, 0)
+    refused = heal.gap(1, 20, 1, 7, 9_000, 1)
+    refused["flags"] = REFUSED
+    told = [
+        heal.gap(1, 5, 0, 0, 0, 1),
+        heal.gap(1, 5, 3, 100, 200, 1),
+        heal.gap(1, 9, 1, 50, 60, 1),
+    ]
+    emit(ours, np.concatenate([*told, refused]), 0)
+    assert made.lost.tolist() == [[0, 0], [50, 200], [0, 0]]
+
+
+def test_half_a_record_beyond_the_head_does_not_stop_a_restarted_feed(tmp_path: Path) -> None:
+    made = create(tmp_path / "ring", 16, 2, "w")
+    made.words[HEAD] = 16
+    made.slots["kind"], made.slots["symbol"], made.slots["exch_ns"] = TRADE, 1, 5
+    made.slots["symbol"][4] = 7_000_000
+    ours = make_lane(made, 8)
+    remember(ours)
+    assert ours.symbols[:, LAST_NS].tolist() == [0, 5]
 
 
 def test_subscriptions_are_batched_within_the_limits() -> None:
@@ -192,3 +248,39 @@ def test_back_off_doubles_with_jitter_and_is_bounded() -> None:
     assert backoff_s(0, 1.0) == 0.25 and backoff_s(0, 0.0) == 0.125
     assert backoff_s(1, 1.0) == 0.5
     assert backoff_s(10_000, 1.0) == BACKOFF_S_MAX
+
+
+def _minute(*qty: float) -> heal.Records:
+    made = np.zeros(len(qty), RECORD)
+    made["a"], made["b"] = 100.0 + np.arange(len(qty)), qty
+    return made
+
+
+def _candle(first: float, volume: float) -> binance.Klines:
+    made = np.zeros((1, 9))
+    made[0, binance.OPEN], made[0, binance.VOLUME] = first, volume
+    return made
+
+
+@pytest.mark.parametrize(
+    ("qty", "volume", "right"),
+    [
+        ((0.1, 0.2, 0.3), 0.1 + 0.2, True),  # the candle is a little older than the trades
+        ((0.1, 0.2, 0.3), 0.6, True),
+        ((0.1, 0.2, 0.3), 0.0, True),
+        ((0.2, 0.3), 0.6, False),  # the first one is missing
+        ((0.2, 0.3), 0.3, False),
+        ((0.1, 0.2), 0.6, False),  # trades behind the candle: not known either
+    ],
+)
+def test_a_page_of_trades_is_held_against_the_minutes_candle(
+    qty: tuple[float, ...], volume: float, right: bool
+) -> None:
+    assert heal.reaches_back(_minute(*qty), _candle(100.0, volume)) is right
+    assert heal.reaches_back(_minute(*qty), np.zeros((0, 9)))  # no candle, nothing had traded
+
+
+@pytest.mark.parametrize(("first", "right"), [(100.0, True), (100.5, False)])
+def test_of_a_full_page_only_the_opening_price_can_tell(first: float, right: bool) -> None:
+    page = _minute(*[1.0] * binance.AGG_TRADES_MAX)
+    assert heal.reaches_back(page, _candle(first, 5_000.0)) is right

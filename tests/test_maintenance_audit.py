@@ -180,6 +180,36 @@ def test_a_reversal_ends_one_position_and_begins_another() -> None:
     assert result.positions_max == 1
 
 
+def test_what_somebody_else_opened_is_theirs_until_it_is_flat() -> None:
+    ledger = Ledger()
+    ledger.trade("web_a", "BUY", "1", "SOLUSDT")
+    for n in range(3):
+        ledger.trade(cid("e", f"abc{n:016d}"), "BUY", "1", f"S{n}USDT")
+    ledger.wall_ms += 60_000
+    ledger.trade("ios_b", "BUY", "2", "SOLUSDT")
+    foreign = check(ledger)
+    assert (foreign.violations, foreign.positions_max) == ((), 3)
+    assert "SOLUSDT" not in foreign.positions and foreign.fills == (
+        "S0USDT:2",
+        "S1USDT:3",
+        "S2USDT:4",
+    )
+    ledger.trade("autoclose-1", "SELL", "3", "SOLUSDT")
+    assert check(ledger).balance == ledger.balance
+    ledger.trade(cid("e"), "BUY", "1", "SOLUSDT")
+    mine = check(ledger)
+    assert (mine.positions["SOLUSDT"], mine.fills[-1], mine.positions_max) == (1, "SOLUSDT:7", 4)
+    assert [h.symbol for h in mine.holdings].count("SOLUSDT") == 1
+
+
+def test_a_position_of_ours_that_somebody_else_closes_is_ours_to_know() -> None:
+    ledger = Ledger()
+    ledger.trade(cid("e"), "BUY", "1")
+    ledger.trade("web_a", "SELL", "1")
+    result = check(ledger)
+    assert result.fills == ("BTCUSDT:1", "BTCUSDT:2") and result.round_trips == 1
+
+
 def test_funding_moves_the_balance() -> None:
     ledger = Ledger()
     ledger.add("funding", symbol="BTCUSDT", asset="USDT", amount="-0.01")

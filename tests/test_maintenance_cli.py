@@ -17,7 +17,8 @@ import redis
 
 import config
 import streams
-from maintenance import launch, redis_cli, redis_server, running
+from maintenance import launch, redis_cli, redis_server, running, up
+from maintenance.cli import build
 from maintenance.policy import ChildSpec
 from maintenance.supervisor import Supervisor
 
@@ -57,6 +58,8 @@ MISTAKES: list[tuple[list[str], dict[str, str], int, str]] = [
     (["risk"], {"AEGIS_LEVERAGE_MAX": "lots"}, 2, "AEGIS_LEVERAGE_MAX"),
     (["up", "--tape", "/nonexistent.gz"], {}, 1, "/nonexistent.gz"),
     (["up", "--tape", str(ROOT / "config.py")], {}, 1, "no tape"),
+    (["up", "--rate", "5"], {"AEGIS_MODE": "paper"}, 2, "--rate shapes a simulated market"),
+    (["up"], {"AEGIS_UPSTREAM_URL": "fapi.binance.com"}, 2, "AEGIS_UPSTREAM_URL"),
     (["up"], {"REDIS_URL": NOTHING}, 1, "refuses"),
     (["risk"], {"REDIS_URL": NOTHING}, 1, "refuses"),
     (["worker"], {"REDIS_URL": NOTHING}, 1, "refuses"),
@@ -68,6 +71,8 @@ MISTAKES: list[tuple[list[str], dict[str, str], int, str]] = [
     (["up"], {**LIVE, "BINANCE_API_KEY": "k" * 20, "BINANCE_API_SECRET": "s" * 20}, 1, "REDIS_URL"),
     (["status", "--yaml"], {}, 2, "--yaml"),
     (["why"], {}, 2, "id"),
+    (["chaos", "--seed", "x"], {}, 2, "--seed"),
+    (["chaos", "--for", "1"], {}, 2, "--for"),
 ]
 
 
@@ -81,6 +86,32 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_simulated_run_does_not_reach_papers_account(tmp_path: Path) -> None:
+    def planned(mode: str) -> up.Plan:
+        environ = {"PATH": os.environ["PATH"], "AEGIS_MODE": mode, "AEGIS_STATE_DIR": str(tmp_path)}
+        return up.plan(build().parse_args(["up"]), environ)
+
+    sim, paper = planned("sim"), planned("paper")
+    assert (sim.keep, paper.keep, paper.resumes) == (False, True, False)
+    for folder in (sim.venue_dir, paper.venue_dir):
+        folder.mkdir()
+        (folder / "world.json").write_text("{}")
+    for folder in (sim.redis_dir, paper.redis_dir):
+        redis_server.prepare(folder, keep=True)
+        (folder / "precious").write_text("x")
+    up.prepare_state(sim)
+    assert not sim.venue_dir.exists() and not (sim.redis_dir / "precious").exists()
+    up.prepare_state(paper)
+    assert paper.resumes and (paper.venue_dir / "world.json").exists()
+    assert (paper.redis_dir / "precious").exists()
+
+
+def test_help_of_a_process_is_told_once_and_starts_nothing(tmp_path: Path) -> None:
+    done = cli("venue", "--help", state=tmp_path)
+    assert done.returncode == 0 and done.stdout.count("usage: venue") == 1 and not done.stderr
     assert not (tmp_path / "s").exists()
 
 

@@ -1,4 +1,4 @@
-"""The node's symbol table, its row, and the summary's balances: pure, with values at the limits."""
+"""The node's row, and the summary's balances: pure, with values at the limits."""
 
 from __future__ import annotations
 
@@ -9,83 +9,15 @@ import pytest
 
 import config
 import ring as rings
-from maintenance import launch, node, summary, warm
-from maintenance.node import Row, plan_table
-
-FREE, WANTED, DRAINING = rings.FREE, rings.WANTED, rings.DRAINING
-
-
-def states(rows: list[Row]) -> list[tuple[str, int]]:
-    return [(row.name, row.state) for row in rows]
-
-
-def empty(count: int) -> list[Row]:
-    return [Row("", FREE) for _ in range(count)]
-
-
-def test_newcomers_take_free_rows_in_order() -> None:
-    table = plan_table(empty(3), ["BTCUSDT", "ETHUSDT", "BTCUSDT"], head=0, tail=0)
-    assert states(table) == [("BTCUSDT", WANTED), ("ETHUSDT", WANTED), ("", FREE)]
-
-
-def test_more_names_than_rows_are_left_out() -> None:
-    assert states(plan_table(empty(1), ["A", "B"], 0, 0)) == [("A", WANTED)]
-
-
-def test_a_leaver_drains_and_keeps_its_row() -> None:
-    table = plan_table([Row("A", WANTED)], ["B"], head=50, tail=40)
-    assert table == [Row("A", DRAINING, since=50)]
-
-
-@pytest.mark.parametrize("tail", [99, 100, 101])
-def test_a_row_is_free_only_after_the_brain_passed_its_drop(tail: int) -> None:
-    table = plan_table([Row("A", DRAINING, since=50, dropped=100)], [], head=200, tail=tail)
-    assert table[0].state == (FREE if tail >= 100 else DRAINING)
-
-
-def test_an_old_drop_of_the_row_does_not_free_it() -> None:
-    row = Row("A", DRAINING, since=500, dropped=100)
-    assert plan_table([row], [], head=600, tail=600) == [row]
-
-
-def test_a_freed_row_is_given_to_the_next_in_the_same_look() -> None:
-    table = plan_table([Row("A", DRAINING, since=50, dropped=60)], ["B"], head=90, tail=80)
-    assert states(table) == [("B", WANTED)]
-
-
-def test_one_that_comes_back_while_draining_waits_for_its_row_to_be_free() -> None:
-    rows = [Row("A", DRAINING, since=50), Row("", FREE)]
-    table = plan_table(rows, ["A"], head=90, tail=80)
-    assert states(table) == [("A", DRAINING), ("", FREE)]
-
-
-def test_the_table_is_written_once_and_the_version_tells(tmp_path: Path) -> None:
-    made = rings.create(tmp_path / "ring", 1024, 8, "w")
-    assert node.set_table(made, ["BTCUSDT", "币安人生USDT"]) == 2
-    assert [row["name"].decode() for row in made.symbols[:2]] == ["BTCUSDT", "币安人生USDT"]
-    version = int(made.words[rings.TABLE_VERSION])
-    assert node.set_table(made, ["BTCUSDT", "币安人生USDT"]) == 0
-    assert int(made.words[rings.TABLE_VERSION]) == version
-    made.close()
-
-
-@pytest.mark.parametrize(
-    ("histogram", "share", "expected"),
-    [([0, 0, 0], 0.5, None), ([1, 0, 0], 0.5, 0.001), ([1, 1, 0], 0.5, 0.001),
-     ([1, 2, 0], 0.5, 0.002), ([99, 0, 1], 0.99, 0.001), ([98, 0, 2], 0.99, 0.004)],
-)  # fmt: skip
-def test_a_percentile_is_the_upper_edge_of_its_bucket(
-    histogram: list[int], share: float, expected: float | None
-) -> None:
-    assert node.percentile_us(histogram, share) == expected
+from maintenance import lanes, launch, node, summary, warm
 
 
 def test_the_row_shows_every_counter(tmp_path: Path) -> None:
     made = rings.create(tmp_path / "ring", 1024, 8, "w")
-    node.set_table(made, ["BTCUSDT"])
+    lanes.set_tables([made], ["BTCUSDT"])
     made.words[rings.HEAD], made.words[rings.TAIL] = 12, 5
     made.ages[0, 0] = 3_000_000
-    fields = node.node_fields(made, {"brain": 42}, 10_000_000, 77)
+    fields = node.node_fields([made], {"brain": 42}, 10_000_000, 77)
     assert (fields["lag"], fields["symbols"], fields["brain_pid"]) == ("7", "1", "42")
     assert fields["age_trade_max_ms"] == "7"
     assert {f"feed.{name}" for name in rings.FEED_COUNTERS} <= set(fields)
@@ -187,6 +119,12 @@ def test_a_missing_and_an_unknown_candle_are_unequal() -> None:
     assert compared(CANDLE | {"open_ms": 0.0}, [KLINE])[1] == [
         "BTCUSDT 1m 0: unknown to the venue", "BTCUSDT 1m 60000: missing",
     ]  # fmt: skip
+
+
+def test_a_forming_candle_without_a_trade_is_nobodys_loss_and_one_that_is_over_is() -> None:
+    later = [[ms, *KLINE[1:8], 0, *KLINE[9:]] for ms in (120_000, 180_000)]
+    assert compared(CANDLE, [KLINE, later[0]]) == (1, [])
+    assert compared(CANDLE, [KLINE, *later]) == (2, ["BTCUSDT 1m 120000: missing"])
 
 
 @pytest.mark.parametrize(("since_ms", "checked"), [(119_999, 1), (120_000, 0)])

@@ -31,6 +31,7 @@ from risk.events import (
     Unknown,
 )
 from risk.exchange import BAN_DEFAULT_MS, Exchange, classify
+from risk.main import is_passing
 from risk.snapshots import Snapshots
 
 ORDER = "/fapi/v1/order"
@@ -83,6 +84,47 @@ def test_a_ban_names_its_end_in_market_time(headers: dict[str, str], until_ms: f
     assert isinstance(over, Throttled) and over.until_ms == 1_000.0 + BAN_DEFAULT_MS
 
 
+@pytest.mark.parametrize(("speed", "until_ms"), [(1.0, 61_000.0), (30.0, 3_000.0)])
+def test_a_ban_s_market_time_passes_at_the_market_s_speed(speed: float, until_ms: float) -> None:
+    text = body(-1003, "IP(1.2.3.4) banned until 1795000060000. Please use the websocket")
+    told = classify(418, text, {"Retry-After": "1"}, 1_000.0, 1_795_000_000_000.0, speed)
+    assert isinstance(told, Throttled) and told.until_ms == until_ms
+
+
+def test_an_exchange_whose_market_is_fast_is_left_alone_for_real_seconds() -> None:
+    async def banned(request: web.Request) -> web.Response:
+        text = body(-1003, f"IP banned until {10**12 + 150_000}.")
+        return web.Response(text=text, status=418, content_type="application/json")
+
+    async def until(exchange: Exchange) -> float:
+        await exchange.fetch("GET", "/fapi/v1/time")
+        return exchange.throttled_until_ms
+
+    assert asyncio.run(served(banned, until, speed=30.0)) == 5_000.0
+
+
+def test_a_ban_told_in_market_time_is_waited_out_in_real_time() -> None:
+    text = body(-1003, "IP(1.2.3.4) banned until 1795000060000. Please use the websocket")
+    told = classify(418, text, {}, 1_000.0, 1_795_000_000_000.0, 30.0)
+    assert isinstance(told, Throttled) and told.until_ms == 1_000.0 + 60_000.0 / 30.0
+
+
+@pytest.mark.parametrize(
+    ("result", "passing"),
+    [
+        (Done({}), False),
+        (Refused(-2015, "Invalid API-key"), False),
+        (Refused(-1022, "Signature"), False),
+        (Refused(-1021, "Timestamp"), True),
+        (Refused(0, "unreachable"), True),
+        (Unknown("time-out"), True),
+        (Throttled(1.0, "429"), True),
+    ],
+)
+def test_only_an_answer_about_our_keys_ends_the_start(result: Result, passing: bool) -> None:
+    assert is_passing(result) is passing
+
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -92,7 +134,10 @@ def entry(order_id: str = "a", fenced: bool = True, priority: int = ENTRY) -> Se
 
 
 async def served(
-    handler: Handler, work: Callable[[Exchange], Awaitable[Any]], window_ms: float = 700.0
+    handler: Handler,
+    work: Callable[[Exchange], Awaitable[Any]],
+    window_ms: float = 700.0,
+    speed: float = 1.0,
 ) -> Any:
     """Run `work` with an Exchange whose far end is `handler` on a loopback socket."""
     app = web.Application()
@@ -103,7 +148,13 @@ async def served(
     await site.start()
     port = runner.addresses[0][1]
     exchange = Exchange(
-        f"http://127.0.0.1:{port}", "key", "secret", lambda: 1e12, lambda: window_ms, lambda: 0.0
+        f"http://127.0.0.1:{port}",
+        "key",
+        "secret",
+        lambda: 1e12,
+        lambda: window_ms,
+        lambda: 0.0,
+        lambda: speed,
     )
     try:
         return await work(exchange)

@@ -11,7 +11,7 @@ from risk_desk import KEYS, MARKET_MS, Desk, cancels, queries, sends
 
 from risk import orders as order_fields
 from risk import portfolio
-from risk.events import Done, SnapshotTaken
+from risk.events import Done, Refused, Send, SnapshotTaken
 from risk.orders import Order, opposite
 from risk.portfolio import Position
 from risk.reconcile import (
@@ -263,6 +263,7 @@ def restart(desk: Desk) -> Desk:
     after = Desk(limits=desk.limits)
     after.boot_ms, after.market_ms = desk.boot_ms + 3_000, desk.market_ms + 3_000
     after.state.reconciled = False
+    after.state.epoch = desk.state.epoch + 1
     for position in desk.state.positions.values():
         kept = portfolio.from_fields(portfolio.to_fields(position))
         after.state.positions[kept.symbol] = kept
@@ -322,6 +323,80 @@ def test_an_entry_that_filled_while_nobody_watched_is_adopted_and_protected() ->
     assert position.entry_order == entry.about
 
 
+def taken_over(state_of_legs: str) -> tuple[Desk, Desk, list[Send]]:
+    """(before, after, legs sent): an entry is found filled by a new holder who sees no position."""
+    desk = Desk()
+    sends(desk.signal(), "entry")
+    for order in list(desk.state.orders.values()):
+        if order.algo:
+            desk.state.orders[order.id] = replace(order, state=state_of_legs)
+    after = restart(desk)
+    done = after.do(SnapshotTaken(snapshot(), START))
+    asked = [q for q in queries(done) if q.about[-2] == "e"]
+    return desk, after, sends(after.done(asked[0], "FILLED", "1"))
+
+
+@pytest.mark.parametrize("state_of_legs", ["intent", "sent"])
+def test_legs_that_an_earlier_holder_may_have_sent_go_out_under_a_new_id(
+    state_of_legs: str,
+) -> None:
+    desk, _, legs = taken_over(state_of_legs)
+    assert [leg.about[-2:] for leg in legs] == ["s1", "t1"]
+    assert not {leg.about for leg in legs} & desk.state.orders.keys()
+
+
+def test_a_missing_stop_of_an_earlier_holder_goes_out_under_a_new_id() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    sent = sends(desk.fill(entry, "1", "1000"))
+    after = restart(desk)
+    done = after.do(SnapshotTaken(snapshot({"BTCUSDT": (Decimal(1), Decimal(1000))}), START))
+    assert [leg.about[-2:] for leg in sent] == ["s0", "t0"]
+    assert [leg.about[-2:] for leg in sends(done)] == ["s1", "t1"]
+
+
+def test_legs_of_an_earlier_holder_that_rest_after_all_stand_in_for_the_refused() -> None:
+    _, after, legs = taken_over("intent")
+    for leg in legs:
+        asked = queries(after.reply(leg, Refused(-4130, "exists")), "algos")
+        first = leg.about[:-1] + "0"
+        row = {"clientAlgoId": first, "algoId": 5, "algoStatus": "NEW", "closePosition": True}
+        row |= {"orderType": leg.params["type"], "createTime": int(after.market_ms)}
+        after.reply(asked[0], Done([row]))
+    position = after.state.positions["BTCUSDT"]
+    assert (position.stop_state, position.target_state) == ("acked", "acked")
+    assert (position.stop_order[-2:], position.target_order[-2:]) == ("s0", "t0")
+    assert not sends(after.wait(5_000), "exit") and not sends(after.wait(5_000), "stop")
+
+
+def test_every_leg_that_may_rest_is_taken_back_when_the_position_ends() -> None:
+    _, after, legs = taken_over("intent")
+    row = {"symbol": "BTCUSDT", "id": 3, "orderId": 42, "side": "BUY", "price": "1000"}
+    row |= {"qty": "1", "commission": "0.5", "commissionAsset": "USDT", "time": MARKET_MS}
+    gone = row | {"id": 4, "orderId": 43, "side": "SELL", "time": MARKET_MS + 10}
+    asked = queries(after.wait(1_000), "trades")[0]
+    done = after.reply(asked, Done([row, gone]))
+    assert not after.state.positions
+    sent = {leg.about for leg in legs} | {leg.about[:-1] + "0" for leg in legs}
+    assert {c.about for c in cancels(done)} == sent
+
+
+def test_an_exit_that_an_earlier_holder_may_have_sent_is_asked_for_when_the_position_ends() -> None:
+    desk = Desk()
+    entry, stop, _ = desk.open()
+    after = restart(desk)
+    planned = next(o for o in after.state.orders.values() if o.leg == "c")
+    assert planned.state == "intent"
+    after.fill(stop, str(entry.params["quantity"]), "990")
+    assert not after.state.positions
+    for _ in range(2):
+        asked = [q for q in queries(after.wait(6_000)) if q.about == planned.id]
+        assert len(asked) == 1
+        after.reply(asked[0], Refused(-2013, "no such order"))
+    over = after.state.orders[planned.id]
+    assert (over.state, over.reason) == ("rejected", "not placed")
+
+
 def test_a_stop_that_filled_while_nobody_watched_closes_with_its_reason() -> None:
     desk = Desk()
     entry, stop, target = desk.open()
@@ -372,6 +447,21 @@ def test_what_changed_after_the_snapshot_was_begun_is_left_to_the_next() -> None
     assert not sends(done) and not queries(done, "settle")
     assert "BTCUSDT" in desk.state.positions
     assert [e for e in desk.wait(1_000) if type(e).__name__ == "Snap"]
+
+
+@pytest.mark.parametrize("reason", [START, "trouble", "reconcile", "snapshot"])
+@pytest.mark.parametrize(("begun_ms", "wallet"), [(-1, "9990"), (0, "9990"), (1, "10000")])
+def test_a_wallet_that_was_told_after_the_snapshot_was_begun_is_the_newer_one(
+    reason: str, begun_ms: int, wallet: str
+) -> None:
+    desk = Desk()
+    desk.told_wallet("9990")
+    begun = snapshot(started_ms=desk.boot_ms + begun_ms)
+    desk.boot_ms += 5
+    done = desk.do(SnapshotTaken(begun, reason))
+    assert desk.state.money.wallet == Decimal(wallet)
+    written = [o[2]["wallet"] for e in done if hasattr(e, "ops") for o in e.ops if "wallet" in o[2]]
+    assert written[-1] == wallet
 
 
 def test_a_snapshot_for_the_job_corrects_nothing_by_itself() -> None:

@@ -268,9 +268,9 @@ def test_kills_and_stops_in_a_storm_of_signals_double_and_lose_nothing(rig: Rig)
     assert sum(1 for event in events if event["type"] == "order_new") > 5
     for symbol in our_positions(rig):
         assert rig.resting(symbol).count("STOP_MARKET") == 1
-    live = {rig.position(symbol)["signal"] for symbol in our_positions(rig)}
 
     def strays() -> list[dict[str, str]]:
+        live = {rig.position(symbol).get("signal") for symbol in our_positions(rig)}
         names: Any = rig.r.smembers(KEYS.orders_open)
         orders: list[Any] = [rig.r.hgetall(KEYS.order(name)) for name in names]
         return [order for order in orders if order.get("cause") not in live]

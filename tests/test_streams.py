@@ -217,11 +217,12 @@ def test_an_unknown_operation_is_our_bug() -> None:
 def test_a_signal_and_its_outcome_exist_once(redis_url: str) -> None:
     r = streams.connect(redis_url)
     signal = {"id": "abc", "symbol": "BTCUSDT"}
-    assert streams.put_signal(r, KEYS, signal, "{}", 1) is not None
-    assert streams.put_signal(r, KEYS, signal, "{}", 1) is None
+    put = streams.signal_command(KEYS, signal, "{}", 1)
+    first, second = streams.send_all(r, [put, put])
+    assert first and second is None
     assert r.hgetall(KEYS.pending) == {"abc": "{}"}
-    assert streams.put_outcome(r, KEYS, "abc", {"label": "win"})
-    assert not streams.put_outcome(r, KEYS, "abc", {"label": "win"})
+    end = streams.outcome_command(KEYS, "abc", {"label": "win"})
+    assert streams.send_all(r, [end, end]) == [1, 0]
     assert (r.xlen(KEYS.signals), r.xlen(KEYS.outcomes), r.hlen(KEYS.pending)) == (1, 1, 0)
     r.close()
 

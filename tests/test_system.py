@@ -21,11 +21,11 @@ KEYS = streams.Keys("sim")
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
 
-def up_summary(state_dir: Path, *options: str) -> dict[str, object]:
+def up_summary(state_dir: Path, *options: str, **env: str) -> dict[str, object]:
     done = subprocess.run(
         [sys.executable, "-m", "maintenance.cli", "up", "--summary", *options],
         cwd=ROOT,
-        env=drill.environment(state_dir),
+        env=drill.environment(state_dir, **env),
         capture_output=True,
         text=True,
         timeout=300,
@@ -83,10 +83,12 @@ def test_keep_resumes_and_a_new_start_is_a_new_world(tmp_path: Path) -> None:
     first = up_summary(state, *small)
     kernels = compiled_kernels()
     kept = up_summary(state, *small, "--keep")
-    fresh = up_summary(state, *small)
+    fresh = up_summary(state, *small, AEGIS_LANES="2")
     assert kernels and compiled_kernels() == kernels  # a second start compiles none
     assert kept["world"] == first["world"]
     assert fresh["world"] != first["world"]
+    check_books(fresh)
+    assert (fresh["lanes"], fresh["misplaced"]) == (2, 0)
 
 
 def test_ctrl_c_drains_and_leaves_nothing_behind(tmp_path: Path) -> None:

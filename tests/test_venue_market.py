@@ -109,8 +109,9 @@ def expected_bars(rows: Ints, span: int) -> dict[int, list[int]]:
         price, qty, n = row[P1], row[market.Q1], row[Q2] - row[P2] + 1
         taker = 0 if row[market.FLAG] else qty
         start = row[TRADE_MS] // span * span
-        b = out.setdefault(start, [start, price, price, price, price, 0, 0, 0, 0, 0])
-        b[2], b[3], b[4] = max(b[2], price), min(b[3], price), price
+        fresh = [start, price, price, price, price, 0, 0, 0, 0, 0, row[P2], 0]
+        b = out.setdefault(start, fresh)
+        b[2], b[3], b[4], b[11] = max(b[2], price), min(b[3], price), price, row[Q2]
         for col, add in ((5, qty), (6, qty * price), (7, n), (8, taker), (9, taker * price)):
             b[col] += add
     return out

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import ccxt.async_support as ccxt
+import numpy as np
 import pytest
 import websockets
 from websockets.asyncio.client import connect
 
 from tests.conftest import DATA, ROOT
+from venue.main import latency_of
 
 CAPTURE = DATA / "raw_ws" / "usdm_btcusdt_20240808.gz"
 
@@ -430,6 +432,17 @@ def failing(*options: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+def test_a_world_of_another_version_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    first = Running(tmp_path, "--symbols", "2", "--rate", "500")
+    assert first.stop() == 0
+    with np.load(tmp_path / "market.npz") as kept:
+        arrays = dict(kept)
+    arrays["record_closed"] = arrays["record_closed"][..., :-2]
+    np.savez(tmp_path / "market.npz", **arrays)
+    code, said = failing("--port", "0", "--resume", "--state", str(tmp_path))
+    assert code == 1 and said.count("\n") == 1 and "another version" in said
+
+
 def test_a_bad_start_is_one_sentence_and_exit_1(venue: Running, tmp_path: Path) -> None:
     port = venue.url.rpartition(":")[2]
     no_tape = tmp_path / "no.gz"
@@ -459,3 +472,31 @@ def test_the_capture_is_served_in_today_s_form(tmp_path: Path) -> None:
         assert venue.get("/venue/v1/status")["taped_symbols"] == ["BTCUSDT"]
     finally:
         assert venue.stop() == 0
+
+
+def test_a_request_takes_its_latency_half_before_and_half_after_it_is_carried_out(
+    tmp_path: Path,
+) -> None:
+    venue = Running(
+        tmp_path, "--symbols", "2", "--rate", "50", "--speed", "2", "--latency-ms", "300"
+    )
+    try:
+        before = venue.get("/venue/v1/status")["market_ms"]  # the venue's own calls take none
+        told = venue.get("/fapi/v1/time")["serverTime"]
+        after = venue.get("/venue/v1/status")["market_ms"]
+        assert told - before >= 2 * 150 and after - told >= 2 * 150
+    finally:
+        assert venue.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("0", (0, 0)), ("40", (40, 40)), ("20-60.5", (20, 60.5))]
+)
+def test_a_latency_is_a_number_or_a_range(text: str, wanted: tuple[float, float]) -> None:
+    assert latency_of(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "-", "-5", "60-20", "1-2-3", "nan", "70000", "x"])
+def test_another_latency_is_none(text: str) -> None:
+    with pytest.raises(ValueError):
+        latency_of(text)

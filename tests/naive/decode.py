@@ -18,6 +18,16 @@ TEXT_BYTES_MAX = 64
 MS_MAX = 9_000_000_000_000  # beyond it nanoseconds leave int64
 DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 LIVE, UNSURE, HELD = 0, 1, 2
+LETTER = re.compile("[A-Za-z]")
+KNOWN = {
+    "aggTrade": "eEaspqflTm",
+    "trade": "eETstpqXm",
+    "bookTicker": "eusbBaATE",
+    "markPriceUpdate": "eEspPirT",
+    "kline": "eEsk",
+}
+KNOWN_LONGER = {"st", "nq", "ps", "ap"}
+TIMEFRAMES = {"1m": 1, "5m": 5, "15m": 15, "1h": 60, "1d": 1440}
 
 
 class Number(str):
@@ -161,10 +171,11 @@ class Decoder:
         name = text(event.get("e"))
         channel = {"aggTrade": "trades", "trade": "trades", "bookTicker": "quotes"}.get(name or "")
         channel = "marks" if name == "markPriceUpdate" else channel
-        if channel is None:
-            self.counts["klines" if name == "kline" else "unknown_events"] += 1
+        if channel is None and name != "kline":
+            self.counts["unknown_events"] += 1
             return
-        self.counts[f"{channel}_received"] += 1
+        self.counts[f"{channel}_received" if channel else "klines"] += 1
+        self.counts["unknown_keys"] += strange_keys(event, str(name))
         if event.get("st") is not None and self._is_two(event["st"]):
             self.counts["ignored"] += 1
             return
@@ -175,7 +186,8 @@ class Decoder:
         if row is None:
             self.counts["refused_symbol"] += 1
             return
-        {"trades": self.trade, "quotes": self.quote, "marks": self.mark}[channel](event, row)
+        readers = {"trades": self.trade, "quotes": self.quote, "marks": self.mark}
+        readers.get(channel or "", self.kline)(event, row)
 
     def _is_two(self, value: Any) -> bool:
         try:
@@ -324,6 +336,44 @@ class Decoder:
         self.records.append(
             ("mark", row, 0, event_ms * 10**6, price, index, rate, float(next_ms), 0)
         )
+
+    def kline(self, event: dict[str, Any], row: int) -> None:
+        candle = event.get("k")
+        candle = candle if isinstance(candle, dict) else {}
+        try:
+            event_ms, open_ms, _ = (
+                integer(x) for x in (event.get("E"), candle.get("t"), candle.get("n"))
+            )
+            closed = _maker(candle.get("x"))
+            if not text(candle.get("i")):
+                raise Malformed
+            o, h, low, c, v, q, bought = (decimal(candle.get(key)) for key in "ohlcvqV")
+        except Malformed:
+            self.counts["malformed"] += 1
+            return
+        except Inexact:
+            self.counts["refused_inexact"] += 1
+            return
+        if not self._in_time(event_ms):
+            return
+        if not 0 < open_ms <= event_ms:
+            self.counts["refused_time"] += 1
+        elif low <= 0 or h < max(o, c) or low > min(o, c):
+            self.counts["refused_nonpositive"] += 1
+        elif closed and candle["i"] in TIMEFRAMES:
+            self.newest_ms = max(self.newest_ms, event_ms)
+            for kind, values in (
+                ("bar", (o, h, low, c)),
+                ("bar_volume", (v, q, bought, float(candle["n"]))),
+            ):
+                self.records.append((kind, row, 0, open_ms * 10**6, *values, 5))
+
+
+def strange_keys(event: dict[str, Any], name: str) -> int:
+    """Letters that this event is not known to have, and one for all longer unknown keys."""
+    letters = {key for key, value in event.items() if LETTER.fullmatch(key) and value is not None}
+    longer = {key for key in event if not LETTER.fullmatch(key)} - KNOWN_LONGER
+    return len(letters - set(KNOWN[name])) + bool(longer)
 
 
 def _maker(value: Any) -> bool:
