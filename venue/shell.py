@@ -25,7 +25,8 @@ from venue.rest import Desk, Reply
 from venue.sockets import Hub
 from venue.streamfaults import UserStream
 
-CLOSE_S = 1.0  # an orderly stop waits so long for clients
+CLOSE_S = 1.0  # a closing socket waits so long for its client's answer
+STOP_S = 3 * CLOSE_S  # longer than any handler may take: cutting one off as it returns is an error
 
 Serve = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -105,7 +106,7 @@ async def opened(serve: Serve, bound: socket.socket, stopping: asyncio.Event) ->
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     server = web.Server(serve, access_log=None)
-    runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=CLOSE_S)
+    runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=STOP_S)
     await runner.setup()
     await web.SockSite(runner, bound).start()
     return runner
