@@ -201,7 +201,7 @@ SETTINGS: Final = (
     # risk
     Setting("AEGIS_SIGNAL_AGE_MS", "15000", "ms, market", _int(100, 3_600_000),
             "a signal older than this is stale"),
-    Setting("AEGIS_POSITIONS_MAX", "3", "positions", _int(1, 100), "positions at most"),
+    Setting("AEGIS_POSITIONS_MAX", "3", "positions", _int(1, 1_000), "positions at most"),
     Setting("AEGIS_ROTATION", "1", "0 or 1", _bool, "replace the weakest position when full"),
     Setting("AEGIS_RISK_PER_TRADE", "0.005", "share of equity", _float(0.0001, 0.1),
             "lost when a stop is hit"),

@@ -14,12 +14,12 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import json
 import ssl
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import orjson
 import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
@@ -291,46 +291,64 @@ async def read_group(
 # All validation first, all writes last: a script has no rollback.
 
 _COMMIT = """
--- KEYS: epoch armed ack-stream unless... then the keys of the operations
--- ARGV: epoch | need-armed 0/1 | ack group or "" | ack id | number of unless keys | ops as JSON
+-- KEYS: epoch armed, then every key that is named by its place
+-- ARGV: epoch, then for each commit: need-armed 0/1 | ack place or 0 | ack group | ack id |
+--       "unless" places as JSON | operations as JSON
+-- Commits are carried out in order; the first one that is refused for good or fails ends it.
 local function add(key, most, fields)
   if most == 0 then return redis.call("XADD", key, "*", unpack(fields)) end
   return redis.call("XADD", key, "MAXLEN", "~", most, "*", unpack(fields))
 end
-local epoch, unless_n = ARGV[1], tonumber(ARGV[5])
-local verdict = "ok"
-if redis.call("GET", KEYS[1]) ~= epoch then return "stale" end
-if ARGV[2] == "1" and redis.call("EXISTS", KEYS[2]) == 0 then return "disarmed" end
-for i = 1, unless_n do
-  if redis.call("EXISTS", KEYS[3 + i]) == 1 then verdict = "duplicate" end
-end
--- A full Redis refuses a script's first write if that needs memory, and lets all later ones pass:
--- an entry begins with such a write and acknowledges last; what else is acknowledged comes through.
-local function acknowledge()
-  if ARGV[3] ~= "" then redis.call("XACK", KEYS[3], ARGV[3], ARGV[4]) end
-end
-if ARGV[2] == "0" or verdict ~= "ok" then acknowledge() end
-if verdict ~= "ok" then return verdict end
-for _, op in ipairs(cjson.decode(ARGV[6])) do
-  local name, key = op[1], KEYS[op[2]]
-  if name == "xadd" then
-    add(key, op[3], op[4])
-  elseif name == "xadd_once" then
-    local seen = KEYS[op[5]]
-    if redis.call("ZADD", seen, "NX", op[7], op[6]) == 1 then
+local function carry_out(ops)
+  for _, op in ipairs(ops) do
+    local name, key = op[1], KEYS[op[2]]
+    if name == "xadd" then
       add(key, op[3], op[4])
-      redis.call("ZREMRANGEBYRANK", seen, 0, -tonumber(op[8]) - 1)
+    elseif name == "xadd_once" then
+      local seen = KEYS[op[5]]
+      if redis.call("ZADD", seen, "NX", op[7], op[6]) == 1 then
+        add(key, op[3], op[4])
+        redis.call("ZREMRANGEBYRANK", seen, 0, -tonumber(op[8]) - 1)
+      end
+    elseif name == "hset" then redis.call("HSET", key, unpack(op[3]))
+    elseif name == "hdel" then redis.call("HDEL", key, unpack(op[3]))
+    elseif name == "sadd" then redis.call("SADD", key, op[3])
+    elseif name == "srem" then redis.call("SREM", key, op[3])
+    elseif name == "del" then redis.call("DEL", key)
+    elseif name == "expire" then redis.call("EXPIRE", key, op[3])
     end
-  elseif name == "hset" then redis.call("HSET", key, unpack(op[3]))
-  elseif name == "hdel" then redis.call("HDEL", key, unpack(op[3]))
-  elseif name == "sadd" then redis.call("SADD", key, op[3])
-  elseif name == "srem" then redis.call("SREM", key, op[3])
-  elseif name == "del" then redis.call("DEL", key)
-  elseif name == "expire" then redis.call("EXPIRE", key, op[3])
   end
 end
-if ARGV[2] == "1" then acknowledge() end
-return "ok"
+local function commit(armed, ack, group, id, unless, ops)
+  if armed == "1" and redis.call("EXISTS", KEYS[2]) == 0 then return "disarmed" end
+  local verdict = "ok"
+  for _, place in ipairs(cjson.decode(unless)) do
+    if redis.call("EXISTS", KEYS[place]) == 1 then verdict = "duplicate" end
+  end
+  local function acknowledge()
+    if ack ~= "0" then redis.call("XACK", KEYS[tonumber(ack)], group, id) end
+  end
+  -- A full Redis refuses a script's first write if that needs memory, and lets all later ones
+  -- pass: an entry begins with such a write and acknowledges last, and is the first of its script;
+  -- what else is acknowledged comes through.
+  if armed == "0" or verdict ~= "ok" then acknowledge() end
+  if verdict ~= "ok" then return verdict end
+  carry_out(cjson.decode(ops))
+  if armed == "1" then acknowledge() end
+  return "ok"
+end
+if redis.call("GET", KEYS[1]) ~= ARGV[1] then return {"stale"} end
+local told = {}
+for i = 2, #ARGV, 6 do
+  local fine, verdict = pcall(commit, unpack(ARGV, i, i + 5))
+  if not fine then
+    if type(verdict) == "table" then verdict = verdict.err end
+    told[#told + 1] = "error " .. verdict
+    return told
+  end
+  told[#told + 1] = verdict
+end
+return told
 """
 
 _LEASE_TAKE = """
@@ -400,76 +418,86 @@ def _flat(fields: Mapping[str, object]) -> list[str]:
     return [str(part) for pair in fields.items() for part in pair]
 
 
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One atomic write of risk's: all operations, or none.
+
+    Operations: ("xadd", key, fields), ("xadd_once", key, fields, seen_zset, member, score),
+    ("hset", key, fields), ("hdel", key, names), ("sadd"|"srem", key, member), ("del", key),
+    ("expire", key, seconds). `ack` is (stream, group, entry id); with `armed` the key `armed` must
+    exist; none of the keys `unless` may.
+    """
+
+    ops: tuple[Op, ...]
+    ack: tuple[str, str, str] | None = None
+    armed: bool = False
+    unless: tuple[str, ...] = ()
+
+
+def _encode(op: Op, place: Callable[[str], int]) -> list[object]:
+    """An operation as the script takes it: keys by their places, bounds beside them."""
+    name, key = op[0], place(op[1])
+    if name in ("xadd", "hset", "hdel") and not op[2]:
+        raise ValueError(f"{name} on {op[1]} without fields")
+    if name == "xadd":
+        return [name, key, _MAXLEN[_stream_of(op[1])], _flat(op[2])]
+    if name == "xadd_once":
+        bound = _MAXLEN[_stream_of(op[1])]
+        seen, member, score = place(op[3]), str(op[4]), str(op[5])
+        return [name, key, bound, _flat(op[2]), seen, member, score, SEEN_MAX]
+    if name == "hset":
+        return [name, key, _flat(op[2])]
+    if name == "hdel":
+        return [name, key, [str(field) for field in op[2]]]
+    if name in ("sadd", "srem", "expire"):
+        return [name, key, str(op[2])]
+    if name == "del":
+        return [name, key]
+    raise ValueError(f"unknown operation {name!r}")
+
+
 def _commit_call(
-    keys: Keys,
-    epoch: int,
-    ops: Iterable[Op],
-    ack: tuple[str, str, str] | None,
-    armed: bool,
-    unless: Sequence[str],
-) -> tuple[list[str], list[str]]:
-    """KEYS and ARGV of one commit: operations name their keys by position."""
-    names = [keys.epoch, keys.armed, ack[0] if ack else keys.signals, *unless]
-    places: dict[str, int] = {}
+    keys: Keys, epoch: int, writes: Sequence[Write]
+) -> tuple[list[str], list[str | bytes]]:
+    """KEYS and ARGV of some commits: operations name their keys by position."""
+    places = {keys.epoch: 1, keys.armed: 2}
 
     def place(key: str) -> int:
-        if key not in places:
-            names.append(key)
-            places[key] = len(names)
-        return places[key]
+        return places.setdefault(key, len(places) + 1)
 
-    encoded: list[list[object]] = []
-    for op in ops:
-        name, key = op[0], place(op[1])
-        if name == "xadd":
-            encoded.append([name, key, _MAXLEN[_stream_of(op[1])], _flat(op[2])])
-        elif name == "xadd_once":
-            bound = _MAXLEN[_stream_of(op[1])]
-            seen, member, score = place(op[3]), str(op[4]), str(op[5])
-            encoded.append([name, key, bound, _flat(op[2]), seen, member, score, SEEN_MAX])
-        elif name == "hset":
-            encoded.append([name, key, _flat(op[2])])
-        elif name == "hdel":
-            encoded.append([name, key, [str(field) for field in op[2]]])
-        elif name in ("sadd", "srem", "expire"):
-            encoded.append([name, key, str(op[2])])
-        elif name == "del":
-            encoded.append([name, key])
-        else:
-            raise ValueError(f"unknown operation {name!r}")
-        if name in ("xadd", "hset", "hdel") and not op[2]:
-            raise ValueError(f"{name} on {op[1]} without fields")
-    argv = [
-        str(epoch),
-        "1" if armed else "0",
-        ack[1] if ack else "",
-        ack[2] if ack else "",
-        str(len(unless)),
-        json.dumps(encoded),
-    ]
-    return names, argv
+    argv: list[str | bytes] = [str(epoch)]
+    for write in writes:
+        stream, group, entry_id = write.ack or ("", "", "")
+        argv += [
+            "1" if write.armed else "0",
+            str(place(stream)) if stream else "0",
+            group,
+            entry_id,
+            orjson.dumps([place(key) for key in write.unless]),
+            orjson.dumps([_encode(op, place) for op in write.ops]),
+        ]
+    return list(places), argv
 
 
 async def commit(
-    r: redis.asyncio.Redis,
-    keys: Keys,
-    *,
-    epoch: int,
-    ops: Iterable[Op],
-    ack: tuple[str, str, str] | None = None,
-    armed: bool = False,
-    unless: Sequence[str] = (),
-) -> Verdict:
-    """Risk's only way to write: all operations, or none.
+    r: redis.asyncio.Redis, keys: Keys, *, epoch: int, writes: Sequence[Write]
+) -> tuple[list[Verdict], redis.exceptions.ResponseError | None]:
+    """Risk's only way to write: some commits in order, each whole or not at all.
 
-    Refused as "stale" when a newer epoch exists, as "disarmed" when `armed` is asked for and the
-    key is gone, as "duplicate" when one of `unless` exists (the signal is acknowledged all the
-    same). Operations: ("xadd", key, fields), ("xadd_once", key, fields, seen_zset, member, score),
-    ("hset", key, fields), ("hdel", key, names), ("sadd"|"srem", key, member), ("del", key),
-    ("expire", key, seconds). `ack` is (stream, group, entry id).
+    One verdict for each that was decided: "ok"; "stale" when another epoch exists (nothing is
+    written, then or later); "disarmed" when `armed` is asked for and the key is gone; "duplicate"
+    when one of `unless` exists (the signal is acknowledged all the same). The error that stopped
+    at the next one, if any: it and what follows were not written. Raises what redis-py raises;
+    then nobody knows what was written.
     """
-    names, argv = _commit_call(keys, epoch, ops, ack, armed, unless)
-    return await _eval_async(r, _COMMIT, names, argv)  # type: ignore[no-any-return]
+    names, argv = _commit_call(keys, epoch, writes)
+    told: list[str] = await _eval_async(r, _COMMIT, names, argv)
+    error = None
+    if told[-1].startswith("error "):
+        text = told.pop().removeprefix("error ").removeprefix("-")
+        kind = redis.exceptions.ResponseError
+        error = redis.exceptions.OutOfMemoryError(text) if "OOM" in text[:200] else kind(text)
+    return told, error  # type: ignore[return-value]
 
 
 @functools.cache

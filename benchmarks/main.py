@@ -5,6 +5,7 @@
     ring     records a second, hop, wake-up, price of waiting
     brain    nanoseconds a tick, the stall at a minute boundary, memory
     venue    the exchange in a box: paced ticks to one client, orders answered
+    entries  signal in Redis to entry at the venue, and how many with their stops a second
     path     the whole system at 100,000 ticks a second
 
 `bench feed --url ws://…` measures against any combined-stream server, see feed.py. Every answer is
@@ -22,7 +23,7 @@ from typing import Final
 from benchmarks import report
 from benchmarks.report import Result
 
-NAMES: Final = ("decode", "ring", "brain", "feed", "venue", "path")
+NAMES: Final = ("decode", "ring", "brain", "feed", "venue", "entries", "path")
 
 
 def runner(name: str, seconds: float) -> Callable[[], list[Result]]:
@@ -47,6 +48,10 @@ def runner(name: str, seconds: float) -> Callable[[], list[Result]]:
         from benchmarks import venue
 
         return venue.run
+    if name == "entries":
+        from benchmarks import entries
+
+        return entries.run
     from benchmarks import path
 
     return lambda: path.run(seconds)

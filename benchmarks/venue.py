@@ -109,15 +109,16 @@ class Client:
             time.sleep(0.002)  # lets the kernel gather: reading is not what is measured
 
 
-def ask(url: str, method: str = "GET") -> Any:
-    asked = urllib.request.Request(url, method=method)  # noqa: S310 (our own child's)
+def ask(url: str, method: str = "GET", body: dict[str, str] | None = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    asked = urllib.request.Request(url, data=data, method=method)  # noqa: S310 (our own child's)
     with urllib.request.urlopen(asked, timeout=WAIT_S) as answer:  # noqa: S310
         return json.load(answer)
 
 
 @contextmanager
-def venue(*words: str) -> Iterator[tuple[int, str]]:
-    """(pid, url) of a venue of its own."""
+def venue(*words: str) -> Iterator[tuple[int, str, Path]]:
+    """(pid, url, folder of its ledger) of a venue of its own."""
     with tempfile.TemporaryDirectory() as folder:
         argv = [sys.executable, "-m", "venue.main", "--port", "0", "--state", f"{folder}/venue"]
         with subprocess.Popen([*argv, *words], cwd=ROOT, stdout=subprocess.PIPE) as process:
@@ -127,7 +128,7 @@ def venue(*words: str) -> Iterator[tuple[int, str]]:
                 url = next((w for w in line.split() if w.startswith("http")), "")
                 if not url:
                     raise RuntimeError(f"no venue: {line}")
-                yield process.pid, url
+                yield process.pid, url, Path(folder) / "venue"
             finally:
                 process.terminate()
 
@@ -136,7 +137,7 @@ def ticks(symbols: int = SYMBOLS, rate: int = RATE, samples: int = SAMPLES) -> l
     """Percent of a core that the venue takes at that pace, and how many ticks a core would give."""
     shares, per_core, paces = [], [], []
     words = ("--symbols", str(symbols), "--rate", str(rate), "--speed", "1", "--no-strict")
-    with venue(*words) as (pid, url):
+    with venue(*words) as (pid, url, _):
         host, port = url.removeprefix("http://").split(":")
         client = Client(host, int(port))
         names = [row["symbol"].lower() for row in ask(f"{url}/fapi/v1/exchangeInfo")["symbols"]]
@@ -206,7 +207,11 @@ def converse(sock: socket.socket, requests: list[bytes]) -> int:
 def orders(count: int = ORDERS, rounds: int = ORDER_ROUNDS) -> list[Result]:
     """New limit orders and their cancels on one connection, half of each."""
     rates, costs = [], []
-    with venue("--symbols", "5", "--rate", "200", "--speed", "1", "--limits", "off") as (pid, url):
+    with venue("--symbols", "5", "--rate", "200", "--speed", "1", "--limits", "off") as (
+        pid,
+        url,
+        _,
+    ):
         host, port = url.removeprefix("http://").split(":")
         price = ask(f"{url}/fapi/v1/ticker/bookTicker?symbol=BTCUSDT")["bidPrice"]
         far = f"{float(price) * 0.97:.1f}"

@@ -69,6 +69,7 @@ STOP_MS: Final = 5_000  # to finish what is in flight
 COMMIT_S: Final = 3.0  # a Redis that takes longer is treated as lost; nothing is repeated
 COMMITS_MAX: Final = 20_000  # waiting for Redis; beyond it the exchange is the only memory
 INBOX_MAX: Final = 10_000  # events waiting; beyond it Redis is not read and marks are skipped
+BATCH_MAX: Final = 64  # commits in one script: some milliseconds of Redis at most
 EVENTS_A_TURN: Final = 256  # before the event loop breathes
 SELF_CHECK_MS: Final = 60_000  # two periods of the reconcile job: nobody asked, so ask ourselves
 log = logging.getLogger("risk")
@@ -274,34 +275,42 @@ class Session:
             while not self.outbox:
                 self.writable.clear()
                 await self.writable.wait()
-            commit, self.writing = self.outbox.popleft(), True
+            batch, self.writing = self.next_writes(), True
+            error: BaseException | None = None
+            verdicts: list[streams.Verdict] = []
             try:
                 async with asyncio.timeout(COMMIT_S):
-                    verdict = await streams.commit(
+                    verdicts, error = await streams.commit(
                         self.redis,
                         self.keys,
                         epoch=self.state.epoch,
-                        ops=commit.ops,
-                        ack=commit.ack,
-                        armed=commit.armed,
-                        unless=commit.unless,
+                        writes=[streams.Write(c.ops, c.ack, c.armed, c.unless) for c in batch],
                     )
-            except WEATHER as error:
-                await self.not_written(commit, error)
-                self.writing = False
-                continue
-            if self.failing:
+            except WEATHER as weather:
+                error = weather
+            if verdicts and self.failing:
                 self.failing = False
                 self.feed(Trouble("redis was away"))
+            for commit, verdict in zip(batch, verdicts, strict=False):
+                if verdict == "ok":
+                    self.carry_out(commit.then)
+                    continue
+                self.feed(CommitFailed(commit, verdict))
+                if verdict == "stale":
+                    log.error("a newer holder exists epoch=%d", self.state.epoch)
+                    self.over.set()
+                    return
+            if error is not None:
+                self.outbox.extendleft(reversed(batch[len(verdicts) + 1 :]))
+                await self.not_written(batch[len(verdicts)], error)
             self.writing = False
-            if verdict == "ok":
-                self.carry_out(commit.then)
-                continue
-            self.feed(CommitFailed(commit, verdict))
-            if verdict == "stale":
-                log.error("a newer holder exists epoch=%d", self.state.epoch)
-                self.over.set()
-                return
+
+    def next_writes(self) -> list[Commit]:
+        """What goes to Redis in one script: an entry is always the first of it, see the script."""
+        batch = [self.outbox.popleft()]
+        while self.outbox and len(batch) < BATCH_MAX and not self.outbox[0].armed:
+            batch.append(self.outbox.popleft())
+        return batch
 
     async def not_written(self, commit: Commit, error: BaseException) -> None:
         """Nobody knows whether it was written. An entry ends here, unsent; every other write is

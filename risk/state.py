@@ -21,7 +21,7 @@ from streams import Keys, client_id
 
 SEEN_FILLS_MAX: Final = 20_000
 ORDERS_KEPT_MAX: Final = 4_000  # terminal ones are forgotten, oldest first
-WAITING_MAX: Final = 64
+WAITING_MAX: Final = 512
 SNAPSHOTS_KEPT_MAX: Final = (
     64  # their times; a correction that names an older one is looked at anew
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,12 +42,17 @@ def writing(
     async def main() -> None:
         held = make_session()
 
-        async def commit(*_: Any, ops: Any, armed: bool, **more: Any) -> str:
-            tries.append((ops[0][0], armed))
-            answer = answers.pop(0) if answers else "ok"
-            if isinstance(answer, BaseException):
-                raise answer
-            return answer
+        async def commit(*_: Any, writes: Sequence[streams.Write], **more: Any) -> Any:
+            verdicts: list[str] = []
+            for write in writes:
+                tries.append((write.ops[0][0], write.armed))
+                answer = answers.pop(0) if answers else "ok"
+                if isinstance(answer, redis.exceptions.ResponseError):
+                    return verdicts, answer
+                if isinstance(answer, BaseException):
+                    raise answer
+                verdicts.append(answer)
+            return verdicts, None
 
         monkeypatch.setattr(streams, "commit", commit)
         monkeypatch.setattr(session, "RETRY_S", 0.001)
@@ -82,6 +87,34 @@ def test_a_full_redis_is_asked_again_for_a_record_and_never_for_an_entry(
 
     tries = writing(monkeypatch, [FULL, FULL], work)
     assert tries == [("record", False)] * 3 + [("leave", False)]
+
+
+def test_an_entry_opens_its_script_and_others_follow_in_order() -> None:
+    held = make_session()
+    record, entry = Commit((("record",),)), Commit((("entry",),), armed=True)
+    for made in (record, record, entry, record, entry, *[record] * session.BATCH_MAX):
+        held.queue(made)
+    batches = []
+    while held.outbox:
+        batches.append(held.next_writes())
+    assert batches[:2] == [[record, record], [entry, record]]
+    assert [len(batch) for batch in batches] == [2, 2, session.BATCH_MAX, 1]
+
+
+def test_what_follows_a_write_that_failed_is_written_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second, third = (Commit(((name,),)) for name in ("first", "second", "third"))
+
+    async def work(held: Session) -> None:
+        for made in (first, second, third):
+            held.queue(made)
+        await asyncio.sleep(0.05)
+        assert [e.commit for e in held.inbox if isinstance(e, CommitFailed)] == [second]
+        assert not held.outbox
+
+    tries = writing(monkeypatch, ["ok", FULL], work)
+    assert [name for name, _ in tries] == ["first", "second", "second", "third"]
 
 
 def test_while_redis_fails_an_entry_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

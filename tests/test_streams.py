@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import urlsplit
 
 import pytest
@@ -30,13 +30,28 @@ def run(url: str, body: Callable[[redis.asyncio.Redis], Awaitable[None]]) -> Non
     asyncio.run(main())
 
 
+async def commit(
+    r: redis.asyncio.Redis,
+    epoch: int,
+    ops: Sequence[streams.Op],
+    ack: tuple[str, str, str] | None = None,
+    armed: bool = False,
+    unless: tuple[str, ...] = (),
+) -> str:
+    """One commit's verdict; raises what stopped it."""
+    write = streams.Write(tuple(ops), ack, armed, unless)
+    verdicts, error = await streams.commit(r, KEYS, epoch=epoch, writes=[write])
+    if error is not None:
+        raise error
+    return verdicts[0]
+
+
 def test_a_commit_writes_all_of_its_operations(redis_url: str) -> None:
     async def body(r: redis.asyncio.Redis) -> None:
         epoch = await streams.lease_take(r, KEYS, "me", 3000)
-        verdict = await streams.commit(
+        verdict = await commit(
             r,
-            KEYS,
-            epoch=epoch,
+            epoch,
             ops=[
                 ("xadd", KEYS.orders, {"state": "intent"}),
                 ("hset", KEYS.order("a"), {"state": "intent"}),
@@ -66,10 +81,10 @@ def test_an_older_epoch_writes_nothing_and_acks_nothing(redis_url: str) -> None:
         assert new > old
         ops = [("xadd", KEYS.orders, {"state": "intent"})]
         ack = (KEYS.signals, "main", entry)
-        assert await streams.commit(r, KEYS, epoch=old, ops=ops, ack=ack) == "stale"
+        assert await commit(r, epoch=old, ops=ops, ack=ack) == "stale"
         assert await r.xlen(KEYS.orders) == 0
         assert (await r.xpending(KEYS.signals, "main"))["pending"] == 1
-        assert await streams.commit(r, KEYS, epoch=new, ops=ops, ack=ack) == "ok"
+        assert await commit(r, epoch=new, ops=ops, ack=ack) == "ok"
         assert (await r.xpending(KEYS.signals, "main"))["pending"] == 0
 
     run(redis_url, body)
@@ -83,13 +98,12 @@ def test_a_duplicate_is_acked_and_not_written(redis_url: str) -> None:
         for expected in ("ok", "duplicate"):
             entry = await streams.publish_async(r, KEYS.signals, {"id": "s"})
             await streams.read_group(r, [KEYS.signals], "main", "main")
-            verdict = await streams.commit(
+            verdict = await commit(
                 r,
-                KEYS,
-                epoch=epoch,
+                epoch,
                 ops=ops,
                 ack=(KEYS.signals, "main", entry),
-                unless=[KEYS.order("a")],
+                unless=(KEYS.order("a"),),
             )
             assert verdict == expected
         assert await r.xlen(KEYS.orders) == 1
@@ -102,10 +116,39 @@ def test_disarmed_refuses_what_needs_arming_only(redis_url: str) -> None:
     async def body(r: redis.asyncio.Redis) -> None:
         epoch = await streams.lease_take(r, KEYS, "me", 3000)
         ops = [("xadd", KEYS.orders, {"state": "intent"})]
-        assert await streams.commit(r, KEYS, epoch=epoch, ops=ops, armed=True) == "disarmed"
-        assert await streams.commit(r, KEYS, epoch=epoch, ops=ops) == "ok"
+        assert await commit(r, epoch=epoch, ops=ops, armed=True) == "disarmed"
+        assert await commit(r, epoch=epoch, ops=ops) == "ok"
         await r.set(KEYS.armed, "1")
-        assert await streams.commit(r, KEYS, epoch=epoch, ops=ops, armed=True) == "ok"
+        assert await commit(r, epoch=epoch, ops=ops, armed=True) == "ok"
+
+    run(redis_url, body)
+
+
+def test_commits_of_one_script_are_written_in_order_up_to_the_one_that_fails(
+    redis_url: str,
+) -> None:
+    async def body(r: redis.asyncio.Redis) -> None:
+        epoch = await streams.lease_take(r, KEYS, "me", 3000)
+        await r.set(KEYS.armed, "yes")
+        await r.set(KEYS.positions, "no set")
+        entry = ("xadd", KEYS.orders, {"n": "0"})
+        after = (("xadd", KEYS.orders, {"n": "2"}),)
+        writes = [
+            streams.Write((entry,), armed=True),
+            streams.Write((entry,), unless=(KEYS.armed,)),
+            streams.Write((("hset", KEYS.portfolio, {"n": "1"}), entry)),
+            streams.Write((("sadd", KEYS.positions, "x"),)),
+            streams.Write(after),
+        ]
+        verdicts, error = await streams.commit(r, KEYS, epoch=epoch, writes=writes)
+        assert verdicts == ["ok", "duplicate", "ok"]
+        assert error is not None and "WRONGTYPE" in str(error) and not is_weather(error)
+        assert [row["n"] for _, row in await r.xrange(KEYS.orders)] == ["0", "0"]
+        verdicts, error = await streams.commit(r, KEYS, epoch=epoch, writes=[writes[4]] * 3)
+        assert (verdicts, error) == (["ok"] * 3, None)
+        verdicts, error = await streams.commit(r, KEYS, epoch=epoch - 1, writes=[writes[4]] * 3)
+        assert (verdicts, error) == (["stale"], None)
+        assert await r.xlen(KEYS.orders) == 5
 
     run(redis_url, body)
 
@@ -116,7 +159,7 @@ def test_a_fill_exists_once_however_often_it_is_written(redis_url: str) -> None:
         for _ in range(3):
             for trade in ("BTCUSDT:1", "BTCUSDT:2"):
                 op = ("xadd_once", KEYS.fills, {"trade": trade}, KEYS.fill_ids, trade, 5)
-                assert await streams.commit(r, KEYS, epoch=epoch, ops=[op]) == "ok"
+                assert await commit(r, epoch=epoch, ops=[op]) == "ok"
         assert await r.xlen(KEYS.fills) == 2
 
     run(redis_url, body)
@@ -167,17 +210,17 @@ def test_a_full_redis_gives_a_lease_and_takes_no_entry(redis_url: str) -> None:
         assert epoch > 0 and await streams.lease_renew(r, KEYS, "me", 3000)
         ack = (KEYS.signals, "main", entries[0])
         with pytest.raises(redis.exceptions.OutOfMemoryError) as told:
-            await streams.commit(r, KEYS, epoch=epoch, ops=ops, ack=ack, armed=True)
+            await commit(r, epoch=epoch, ops=ops, ack=ack, armed=True)
         assert is_weather(told.value)
         assert await r.xlen(KEYS.orders) == 0
         assert (await r.xpending(KEYS.signals, "main"))["pending"] == 2
         with pytest.raises(redis.exceptions.OutOfMemoryError):
             await streams.ensure_group(r, KEYS.signals, "main", "0")
         refused = [("xadd", KEYS.decisions, {"outcome": "refused"})]
-        assert await streams.commit(r, KEYS, epoch=epoch, ops=refused, ack=ack) == "ok"
+        assert await commit(r, epoch=epoch, ops=refused, ack=ack) == "ok"
         fill_up(redis_url, False)
         ack = (KEYS.signals, "main", entries[1])
-        assert await streams.commit(r, KEYS, epoch=epoch, ops=ops, ack=ack, armed=True) == "ok"
+        assert await commit(r, epoch=epoch, ops=ops, ack=ack, armed=True) == "ok"
         assert (await r.xpending(KEYS.signals, "main"))["pending"] == 0
 
     try:
@@ -209,9 +252,9 @@ def test_bytes_that_are_no_text_are_read_with_a_mark(redis_url: str) -> None:
 
 def test_an_unknown_operation_is_our_bug() -> None:
     with pytest.raises(ValueError, match="unknown operation"):
-        streams._commit_call(KEYS, 1, [("zap", KEYS.orders, {})], None, False, ())
+        streams._commit_call(KEYS, 1, [streams.Write((("zap", KEYS.orders, {}),))])
     with pytest.raises(ValueError, match="without fields"):
-        streams._commit_call(KEYS, 1, [("hset", KEYS.order("a"), {})], None, False, ())
+        streams._commit_call(KEYS, 1, [streams.Write((("hset", KEYS.order("a"), {}),))])
 
 
 def test_a_signal_and_its_outcome_exist_once(redis_url: str) -> None:
