@@ -1,25 +1,25 @@
-"""The exchange over REST: our own strings through ccxt's raw endpoints, answers as values.
+"""The exchange over REST: our own strings, signed in the last instant; answers as values.
 
-An I/O shell of risk/main.py. ccxt signs and carries; it adds no rate limit, no retry, no parsing
-of ours. An entry's recvWindow is computed in the last hook before the socket, from the lease as
-it is then: whatever delays the bytes afterwards, the exchange itself refuses them in time. What
-cannot be known (a time-out after sending, "status unknown") is `Unknown`, never a failure.
+An I/O shell of risk/main.py. It adds no rate limit and no retry. An entry's recvWindow is computed
+in the last hook before the socket, from the lease as it is then: whatever delays the bytes
+afterwards, the exchange itself refuses them in time. What cannot be known (a time-out after
+sending, "status unknown") is `Unknown`, never a failure.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
+from urllib.parse import quote
 
-import aiohttp
-import ccxt
-import ccxt.async_support
 import orjson
 
 from risk.events import Done, Refused, Request, Result, Throttled, Unknown
+from risk.transport import Ask, Http, Lost, Told, Unsent
 
 TIMEOUT_MS: Final = 3_000  # then the outcome is unknown and is asked for
 BAN_DEFAULT_MS: Final = 10_000.0  # when a 429 or 418 names no time
@@ -27,25 +27,21 @@ WINDOW_DEFAULT_MS: Final = 5_000  # recvWindow of everything but entries
 UNKNOWN_CODES: Final = frozenset({-1000, -1006, -1007})
 FAILED_503: Final = ("Service Unavailable", "Internal error")
 THROTTLE_CODES: Final = frozenset({-1003, -1015})
-UNSENT: Final = (aiohttp.ClientConnectorError, ConnectionRefusedError)
 BAN_MAX_MS: Final = 259_200_000.0  # the longest ban is three days
 CALM_LOOK_S: Final = 1.0  # between two looks at a pause that may have grown
 _BANNED = re.compile(r"banned until (\d{1,15})\b")
-_ORIGIN = re.compile(r"^https?://[^/]+")
+_PLAIN = re.compile(r"[A-Za-z0-9._~-]*")  # needs no encoding
+_PUBLIC: Final = frozenset(
+    f"/fapi/v1/{name}"
+    for name in ("time", "exchangeInfo", "ticker/bookTicker", "premiumIndex", "ping", "klines")
+)
+_UNSIGNED: Final = frozenset({"/fapi/v1/listenKey"})  # the key's header suffices
+WEIGHT_HEADER: Final = "x-mbx-used-weight-1m"
+ED25519_PEM_CHARS_MAX: Final = 120  # an RSA key is far longer
 
 
-class WindowClosed(ccxt.BaseError):  # type: ignore[misc]
+class WindowClosed(Exception):
     """Our own lease ends before an entry could arrive: it is not sent."""
-
-
-class Answered(ccxt.BaseError):  # type: ignore[misc]
-    """The exchange answered with an error; carries its words."""
-
-    def __init__(self, http: int, body: str, headers: Mapping[str, str]) -> None:
-        super().__init__(f"{http} {body[:200]}")
-        self.http = http
-        self.body = body
-        self.headers = headers
 
 
 def classify(
@@ -85,55 +81,28 @@ def _pause_ms(headers: Mapping[str, str], text: str, market_ms: float, speed: fl
     return banned_ms if banned_ms > 0 else BAN_DEFAULT_MS
 
 
-class Binance(ccxt.async_support.binanceusdm):  # type: ignore[misc]
-    """ccxt's adapter with our clock, our recvWindow and the exchange's own error codes."""
-
-    market_now_ms: Callable[[], float]
-    entry_window_ms: Callable[[], float]
-    used_weight = 0
-
-    def nonce(self) -> int:
-        return int(self.market_now_ms())
-
-    def sign(  # type: ignore[no-untyped-def]
-        self, path, api="public", method="GET", params=None, *rest, **more
-    ) -> Any:
-        """The last hook before the socket: nothing is awaited between here and the write."""
-        params = dict(params or {})
-        if params.pop("fenced", ""):
-            window_ms = int(self.entry_window_ms())
-            if window_ms <= 0:
-                raise WindowClosed("the lease ends too soon for an entry")
-            params["recvWindow"] = window_ms
-        elif "Private" in str(api) and "recvWindow" not in params and path != "listenKey":
-            params["recvWindow"] = WINDOW_DEFAULT_MS
-        return super().sign(path, api, method, params, *rest, **more)
-
-    def on_rest_response(  # type: ignore[no-untyped-def]
-        self, code, reason, url, method, headers, body, request_headers, request_body
-    ) -> Any:
-        weight = headers.get("X-MBX-USED-WEIGHT-1M") or headers.get("X-Mbx-Used-Weight-1m")
-        if weight and str(weight).isdigit():
-            self.used_weight = int(weight)
-        if code >= 400:
-            raise Answered(code, body, headers)
-        return super().on_rest_response(
-            code, reason, url, method, headers, body, request_headers, request_body
-        )
-
-    def get_exceptions_by_url(self, url: str, kind: str) -> dict[str, Any]:
-        """ccxt knows its error classes only for Binance's own addresses; ours is another."""
-        return dict(self.exceptions["linear"].get(kind, {}))
+def encode(params: Mapping[str, object]) -> str:
+    """A query as it is signed and sent."""
+    texts = ((name, str(value)) for name, value in params.items())
+    return "&".join(
+        f"{name}={value if _PLAIN.fullmatch(value) else quote(value, safe='')}"
+        for name, value in texts
+    )
 
 
-_APIS: Final = {"/fapi/v1/": "fapi", "/fapi/v2/": "fapi", "/fapi/v3/": "fapi"}
-_PUBLIC: Final = frozenset(
-    {"time", "exchangeInfo", "ticker/bookTicker", "premiumIndex", "ping", "klines"}
-)
+def sign(query: str, secret: str) -> str:
+    """The signature of a query by the secret's kind: HMAC, or a PEM key of Ed25519 or RSA."""
+    if "PRIVATE KEY" not in secret:
+        return hmac.digest(secret.encode(), query.encode(), "sha256").hex()
+    import ccxt  # knows both kinds; most keys need neither it nor its memory
+
+    if len(secret) > ED25519_PEM_CHARS_MAX:
+        return quote(ccxt.Exchange.rsa(query, secret, "sha256"), safe="")
+    return quote(ccxt.Exchange.eddsa(query.encode(), secret, "ed25519"), safe="")
 
 
 class Exchange:
-    """One HTTP session. `call` never raises for what the world does."""
+    """Signed and unsigned calls. `call` and `fetch` never raise for what the world does."""
 
     def __init__(
         self,
@@ -145,25 +114,12 @@ class Exchange:
         boot_ms: Callable[[], float],
         speed: Callable[[], float] = lambda: 1.0,  # market time against real time
     ) -> None:
-        self._speed = speed
-        self._ccxt = Binance(
-            {
-                "apiKey": key,
-                "secret": secret,
-                "enableRateLimit": False,
-                "timeout": TIMEOUT_MS,
-                "options": {"fetchCurrencies": False},
-            }
-        )
-        self._ccxt.market_now_ms = market_now_ms
-        self._ccxt.entry_window_ms = entry_window_ms
-        self._ccxt.options.pop("recvWindow", None)
-        urls = self._ccxt.urls["api"]
-        for name, address in urls.items():
-            if isinstance(address, str):
-                urls[name] = _ORIGIN.sub(rest_url, address)
-        self._boot_ms = boot_ms
+        self._http = Http(rest_url, TIMEOUT_MS / 1000)
+        self._key, self._secret = key, secret
+        self._market_ms, self._entry_window_ms = market_now_ms, entry_window_ms
+        self._boot_ms, self._speed = boot_ms, speed
         self.throttled_until_ms = 0.0  # boot time; for everybody who asks through us
+        self.used_weight = 0  # of this minute, as the exchange last told it
 
     @property
     def throttled(self) -> bool:
@@ -175,57 +131,81 @@ class Exchange:
             left_s = (self.throttled_until_ms - self._boot_ms()) / 1000.0
             await asyncio.sleep(min(max(left_s, 0.001), CALM_LOOK_S))
 
-    @property
-    def used_weight(self) -> int:
-        return int(self._ccxt.used_weight)
-
     async def call(self, request: Request) -> Result:
         """Send one request; the answer as a value."""
-        params = dict(request.params)
-        if request.fenced:
-            params["fenced"] = "1"
-        return await self.fetch(request.method, request.path, params)
+        return await self.fetch(request.method, request.path, request.params, request.fenced)
 
-    async def fetch(self, method: str, path: str, params: dict[str, str] | None = None) -> Result:
-        """GET, POST, PUT or DELETE on a path like /fapi/v1/order."""
-        version, name = path.split("/", 3)[2:4]
-        group = "fapiPublic" if name in _PUBLIC else "fapiPrivate"
-        if version != "v1":
-            group += version.upper()
+    async def fetch(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        fenced: bool = False,
+    ) -> Result:
+        """GET, POST, PUT or DELETE on a path like /fapi/v1/order; signed unless it is public."""
+
+        def make() -> Ask:
+            return self._make(method, path, dict(params or {}), fenced)
+
         try:
-            body = await self._ccxt.fetch2(name, [group], method, params or {})
-        except Answered as error:
-            boot_ms, market_ms = self._boot_ms(), self._ccxt.market_now_ms()
-            result = classify(
-                error.http, error.body, error.headers, boot_ms, market_ms, self._speed()
-            )
-            if isinstance(result, Throttled):
-                self.throttled_until_ms = max(self.throttled_until_ms, result.until_ms)
-            return result
+            told = await self._http.request(make)
         except WindowClosed as error:
             return Refused(0, str(error))
-        except ccxt.RequestTimeout as error:
-            return Unknown(f"time-out {type(error).__name__}")
-        except ccxt.NetworkError as error:
-            if isinstance(error.__cause__, UNSENT):
-                return Refused(0, "unreachable")
-            return Unknown(f"connection lost {type(error.__cause__).__name__}")
-        except ccxt.ExchangeError as error:
-            return Unknown(f"unreadable answer {str(error)[:120]}")
-        return Done(body)
+        except Unsent:
+            return Refused(0, "unreachable")
+        except TimeoutError:
+            return Unknown("time-out")
+        except Lost as error:
+            return Unknown(f"connection lost: {error}")
+        return self._read(told)
+
+    def _make(self, method: str, path: str, params: dict[str, object], fenced: bool) -> Ask:
+        """The last hook before the socket: nothing is awaited between here and the write."""
+        if path in _PUBLIC:
+            return Ask(method, f"{path}?{encode(params)}" if params else path, {})
+        headers = {"X-MBX-APIKEY": self._key}
+        if path in _UNSIGNED:
+            query = encode(params)
+        else:
+            params = {"timestamp": int(self._market_ms())} | params
+            params["recvWindow"] = WINDOW_DEFAULT_MS
+            if fenced:
+                window_ms = int(self._entry_window_ms())
+                if window_ms <= 0:
+                    raise WindowClosed("the lease ends too soon for an entry")
+                params["recvWindow"] = window_ms
+            query = encode(params)
+            query += f"&signature={sign(query, self._secret)}"
+        if method in ("GET", "DELETE"):
+            return Ask(method, f"{path}?{query}" if query else path, headers)
+        headers["Content-Type"] = "application/x-www-form-urlencoded"
+        return Ask(method, path, headers, query)
+
+    def _read(self, told: Told) -> Result:
+        """An answer as a value; weight and pauses are noted for everybody."""
+        weight = told.headers.get(WEIGHT_HEADER, "")
+        if weight.isdigit():
+            self.used_weight = int(weight)
+        if told.status < 400:
+            try:
+                return Done(orjson.loads(told.body))
+            except ValueError:
+                return Unknown(f"unreadable answer {told.status} {told.body[:120]!r}")
+        text = told.body.decode("utf-8", "replace")
+        result = classify(
+            told.status, text, told.headers, self._boot_ms(), self._market_ms(), self._speed()
+        )
+        if isinstance(result, Throttled):
+            self.throttled_until_ms = max(self.throttled_until_ms, result.until_ms)
+        return result
 
     async def raw(self, path: str) -> Result:
         """GET of a path that only the simulated exchange has."""
-        base = _ORIGIN.match(str(self._ccxt.urls["api"]["fapiPublic"]))
-        assert base is not None
-        self._ccxt.open(True)
         try:
-            async with self._ccxt.session.get(base.group() + path) as answer:
-                if answer.status != 200:
-                    return Refused(answer.status, path)
-                return Done(orjson.loads(await answer.read()))
-        except (aiohttp.ClientError, TimeoutError) as error:
+            told = await self._http.request(lambda: Ask("GET", path, {}))
+        except (OSError, TimeoutError) as error:
             return Unknown(type(error).__name__)
+        return Done(orjson.loads(told.body)) if told.status == 200 else Refused(told.status, path)
 
     async def close(self) -> None:
-        await self._ccxt.close()
+        await self._http.close()
