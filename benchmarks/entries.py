@@ -45,7 +45,9 @@ SETTINGS: Final = {
     "AEGIS_EXPOSURE_MAX": "100",
     "AEGIS_ROTATION": "0",
     "AEGIS_COST_R_MAX": "10",
-    "AEGIS_RISK_PER_TRADE": "0.0001",
+    "AEGIS_RISK_PER_TRADE": "0.0005",
+    "AEGIS_CAPITAL_MAX": "20000",  # 10 USDT of risk: some hundreds of notional, a fill or two
+    "AEGIS_COLLAR_BPS": "100",
     "AEGIS_SIGNAL_AGE_MS": "60000",
     "AEGIS_DECAY_EXIT": "0",
 }
@@ -186,7 +188,7 @@ def run(symbols: int = SYMBOLS, rounds: int = ROUNDS) -> list[Result]:
     with running(symbols) as bench:
         told = ask(f"{bench.venue_url}/fapi/v1/exchangeInfo")["symbols"]
         names = sorted(row["symbol"] for row in told)
-        one_round(bench, names, "first", 100.0)  # leverage and margin type are set once
+        one_round(bench, names, "first", CALM_PACE)  # leverage and margin type are set once
         rates, costs, bare = [], [], []
         for number in range(rounds):
             spent = [cpu_s(pid) for pid in (bench.risk_pid, bench.redis_pid, bench.venue_pid)]

@@ -264,7 +264,7 @@ def place_entry(
     ops = journal.decision_ops(state, approved.signal, judgement.verdicts, "entry", now, entry.id)
     for order in legs:
         ops += journal.order_ops(state, order, now)
-    ops += journal.portfolio_ops(state, now)
+    ops += journal.money_ops(state)
     out.add(
         Commit(
             tuple(ops),

@@ -185,27 +185,41 @@ def ledger_ops(
     return [("xadd_once", keys.ledger, fields, keys.ledger_ids, event_id, ms)]
 
 
-def portfolio_fields(state: State, now: Now) -> dict[str, str]:
-    money, total = state.money, equity(state)
+def money_fields(state: State) -> dict[str, str]:
+    """What every fill changes; a restart goes on from here."""
+    money = state.money
     return {
-        "equity": plain(cents(total)),
         "wallet": plain(money.wallet),
-        "unrealised": plain(cents(total - money.wallet)),
         "realised": plain(money.realised),
         "fees": plain(money.fees),
         "funding": plain(money.funding),
         "transfers": plain(money.transfers),
-        "exposure": plain(cents(gross_exposure(state))),
         "positions": str(len(state.positions)),
-        "pending_entries": str(len(pending_entries(state))),
         "trades_closed": str(money.trades_closed),
         "round_trips": str(money.trades_closed),
         "wins": str(money.wins),
         "entries": str(money.entries),
         "fills": str(money.fills),
         "naked_ms_max": str(money.naked_ms_max),
+    }
+
+
+def portfolio_fields(state: State, now: Now) -> dict[str, str]:
+    """The money, and what follows from it, positions and marks."""
+    total = equity(state)
+    return money_fields(state) | {
+        "equity": plain(cents(total)),
+        "unrealised": plain(cents(total - state.money.wallet)),
+        "exposure": plain(cents(gross_exposure(state))),
+        "pending_entries": str(len(pending_entries(state))),
         "ms": _ms(now),
     }
+
+
+def money_ops(state: State) -> list[Op]:
+    """With each fill and order that moves them; what needs every position's mark is told with the
+    status, each second."""
+    return [("hset", state.keys.portfolio, money_fields(state))]
 
 
 def portfolio_ops(state: State, now: Now) -> list[Op]:

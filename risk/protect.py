@@ -262,7 +262,7 @@ def handle_fill(state: State, fill: Fill, now: Now, out: Effects) -> None:
             close_position(state, position, close_reason(position, order, fill), now, out, ops)
             return
         ops += journal.position_ops(state.keys, position)
-    ops += journal.portfolio_ops(state, now)
+    ops += journal.money_ops(state)
     record(state, out, ops, fill.symbol)
 
 
@@ -299,7 +299,7 @@ def close_position(
         state.rotated_ms = now.market_ms
     ops += retire_legs(state, position.signal, now, out)
     ops += journal.closed_ops(state, position, reason, now)
-    ops += journal.portfolio_ops(state, now)
+    ops += journal.money_ops(state)
     record(state, out, ops, position.symbol)
     out.add(Timer(now.boot_ms))  # waiting signals may take the place
 

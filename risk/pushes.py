@@ -67,7 +67,7 @@ def on_order(state: State, o: Mapping[str, Any], now: Now, out: Effects) -> None
                     if leg.state == "intent":
                         put_order(state, advance(leg, "canceled", int(o["T"]), "not needed"))
                         ops += journal.order_ops(state, state.orders[leg.id], now)
-                ops += journal.portfolio_ops(state, now)
+                ops += journal.money_ops(state)
     if o["x"] in EXECUTIONS and int(o.get("t") or 0) > 0:
         handle_fill(state, fill_from_push(o), now, out)
     record(state, out, ops, client_id)

@@ -77,7 +77,7 @@ def _ended(state: State, order: Order, now: Now, out: Effects) -> None:
                 put_order(state, advance(leg, "canceled", int(now.market_ms), "not needed"))
                 ops += journal.order_ops(state, state.orders[leg.id], now)
         forget(state, "query", order.id)
-    record(state, out, ops + journal.portfolio_ops(state, now), order.id)
+    record(state, out, ops + journal.money_ops(state), order.id)
 
 
 def take_answer(

@@ -77,7 +77,7 @@ class State:
     rotating: str = ""  # symbol being closed to make a place
     rotated_ms: float = -1e18  # market time
     last_reconcile_ms: int = 0  # market time
-    watched: tuple[str, ...] = ()
+    watched: set[str] = field(default_factory=set)
 
     def make_id(self, cause: str, leg: str, revision: int = 0) -> str:
         return client_id(self.prefix, cause, leg, revision)

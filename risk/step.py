@@ -263,7 +263,6 @@ _DUE: Final = {
 def watch(state: State, out: Effects) -> None:
     """Quotes are wanted for open positions and for what is being decided."""
     wanted = {*state.positions, *(w.signal.symbol for w in state.waiting.values())}
-    symbols = tuple(sorted(wanted & state.instruments.keys()))
-    if symbols != state.watched:
-        state.watched = symbols
-        out.add(Watch(symbols))
+    if wanted != state.watched:
+        state.watched = wanted
+        out.add(Watch(tuple(sorted(wanted & state.instruments.keys()))))
