@@ -29,7 +29,7 @@ from risk.events import (
     Unknown,
 )
 from risk.gate import Limits
-from risk.state import settled
+from risk.state import WAITING_MAX, settled
 
 
 def test_a_signal_becomes_one_limit_ioc_entry_with_all_legs_written_first() -> None:
@@ -602,3 +602,12 @@ def test_no_signal_is_bad_enough_to_end_the_process(name: str, text: str) -> Non
     done = desk.signal(**{name: text})
     assert len(ops(done, "xadd", KEYS.dead)[0][2]["why"]) <= 200
     assert not sends(done)
+
+
+def test_signals_that_wait_for_a_quote_are_bounded_and_the_next_one_is_told() -> None:
+    desk = Desk()
+    desk.state.quotes.clear()
+    for number in range(WAITING_MAX):
+        assert decisions(desk.signal(id=f"w{number}")) == []
+    (told,) = decisions(desk.signal(id="one too many"))
+    assert (told["refused_by"], len(desk.state.waiting)) == ("busy", WAITING_MAX)

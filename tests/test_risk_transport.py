@@ -7,11 +7,13 @@ import base64
 import gzip
 import random
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
 import uvloop
+from certificates import server_context
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
 
@@ -194,6 +196,26 @@ def test_bytes_that_nobody_asked_for_end_the_connection() -> None:
 
     first, second = served(far, work)
     assert (first.body, second.body) == (b"hello", b"hello") and far.connections == 2
+
+
+def test_tls_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context, trusted = server_context(tmp_path)
+
+    async def main() -> bytes:
+        far = Far(HELLO)
+        server = await asyncio.start_server(far.serve, "127.0.0.1", 0, ssl=context)
+        origin = f"https://localhost:{server.sockets[0].getsockname()[1]}"
+        with pytest.raises(Unsent, match="certificate verify failed"):
+            await Http(origin, 2.0).request(lambda: POST)
+        assert far.asked == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+        http = Http(origin, 2.0)
+        told = await http.request(lambda: POST)
+        await http.close()
+        server.close()
+        return told.body
+
+    assert uvloop.run(main()) == b"hello"
 
 
 def test_nobody_there_is_unsent() -> None:
