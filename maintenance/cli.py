@@ -64,6 +64,12 @@ def _warm(args: argparse.Namespace) -> int:
     return warm.main()
 
 
+def _chart(args: argparse.Namespace) -> int:
+    from maintenance import chart
+
+    return chart.main(args)
+
+
 def _chaos(args: argparse.Namespace) -> int:
     from maintenance import chaos
 
@@ -156,6 +162,12 @@ def build() -> Parser:
     flatten = commands.add_parser("flatten", help="close positions, all or one")
     flatten.add_argument("symbol", nargs="?", default="")
     flatten.set_defaults(run=_operate)
+    chart = commands.add_parser("chart", help="candles and the structure found in them: PNG, HTML")
+    chart.add_argument("symbol", metavar="SYMBOL")
+    chart.add_argument("--timeframe", default="1m", metavar="T", help="1m, 5m, 15m, 1h or 1d")
+    chart.add_argument("--bars", type=int, default=120, metavar="N", help="newest candles shown")
+    chart.add_argument("--out", metavar="PATH", help="of both files, without their endings")
+    chart.set_defaults(run=_chart)
     chaos = commands.add_parser("chaos", help="break everything around risk, check what is left")
     chaos.add_argument("--seed", type=int, metavar="N", help="plans the faults; default: any")
     chaos.add_argument(

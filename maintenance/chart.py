@@ -1,0 +1,343 @@
+"""`aegis chart SYMBOL`: candles with the structure that the brain found in them, as PNG and HTML.
+
+Candles come from a running brain's state. What is drawn is brain/picture.py's: every mark stands
+at the bar at whose close it was known, lines and boxes reach back to what they speak of. The PNG is
+matplotlib's, the interactive page plotly's, whole in one file: it needs no network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import config
+import process
+from maintenance import launch, warm
+from records import TIMEFRAME_NAMES, TIMEFRAMES_MIN
+
+if TYPE_CHECKING:
+    from brain.picture import Picture
+
+BARS: Final = (20, 1_000)
+UP, DOWN = "#089981", "#f23645"
+INK, GRID, PAPER = "#131722", "#e0e3eb", "#ffffff"
+EMAS: Final = {"ema21": "#2962ff", "ema50": "#ff9800"}
+BREAKS: Final = {
+    "internal_bos": "bos", "internal_choch": "choch", "swing_bos": "BOS", "swing_choch": "CHoCH",
+}  # fmt: skip
+NAMES: Final = {"fvg": "gap", "block": "order block"}
+SHADES: Final = {"fvg": 0.16, "block": 0.28}
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A zone: bar numbers and prices."""
+
+    name: str
+    side: int
+    left: float
+    right: float
+    top: float
+    bottom: float
+    open: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A level from its origin to the bar that broke it."""
+
+    text: str
+    side: int
+    left: float
+    right: float
+    price: float
+    strong: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A pivot or a sweep; `bar` is what it speaks of, `known` the bar whose close told it."""
+
+    name: str
+    side: int
+    bar: float
+    known: float
+    price: float
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """What both renderers draw over the candles; x is the number of the bar."""
+
+    boxes: tuple[Box, ...]
+    lines: tuple[Line, ...]
+    points: tuple[Point, ...]
+
+
+def colour(side: int) -> str:
+    return UP if side > 0 else DOWN
+
+
+def layers(picture: Picture, first_ms: int) -> Layers:
+    """Boxes, lines and points that reach into the bars from `first_ms` on."""
+    step_ms = TIMEFRAMES_MIN[TIMEFRAME_NAMES.index(picture.timeframe)] * 60_000
+
+    def x(ms: float) -> float:
+        return max((ms - first_ms) / step_ms, -0.5)
+
+    boxes = tuple(
+        Box(z.name, z.side, x(z.from_ms), x(z.until_ms) + 0.5 * z.open, z.top, z.bottom, z.open)
+        for z in picture.zones
+        if z.until_ms >= first_ms and (z.open or z.name == "block")
+    )
+    seen = [m for m in picture.marks if m.bar_ms >= first_ms]
+    lines = tuple(
+        Line(BREAKS[m.name], m.side, x(m.origin_ms), x(m.bar_ms), m.near, "swing" in m.name)
+        for m in seen
+        if m.name in BREAKS
+    )
+    points = tuple(
+        Point(m.name, m.side, x(m.origin_ms if "pivot" in m.name else m.bar_ms), x(m.bar_ms),
+              m.near if "pivot" in m.name else m.far)
+        for m in seen
+        if m.name in ("internal_pivot", "swing_pivot", "sweep", "equal", "level_sweep")
+    )  # fmt: skip
+    return Layers(boxes, lines, points)
+
+
+def times(opens_ms: Iterable[int]) -> list[datetime]:
+    return [datetime.fromtimestamp(int(ms) / 1000, UTC) for ms in opens_ms]
+
+
+def title(picture: Picture) -> str:
+    until = times(picture.candles["open_ms"][-1:])[0]
+    return f"{picture.symbol} {picture.timeframe}, until {until:%Y-%m-%d %H:%M} UTC"
+
+
+# --- PNG ---------------------------------------------------------------------------------------
+
+
+def draw(picture: Picture, bars: int, path: Path) -> None:
+    """Candles, volume and structure of the newest `bars` as a PNG."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    shown = picture.candles[-bars:]
+    opens, n = times(shown["open_ms"]), len(shown)
+    figure, (top, low) = plt.subplots(
+        2, 1, figsize=(16, 9), dpi=110, sharex=True, height_ratios=(5, 1), facecolor=PAPER
+    )
+    rising = shown["close"] >= shown["open"]
+    for mask, tint in ((rising, UP), (~rising, DOWN)):
+        at = mask.nonzero()[0]
+        part = shown[mask]
+        top.vlines(at, part["low"], part["high"], color=tint, linewidth=1, zorder=3)
+        body = abs(part["close"] - part["open"])
+        base = part[["open", "close"]].copy()
+        bottom = [min(row) for row in base]
+        top.bar(at, body, 0.64, bottom, color=tint, edgecolor=tint, linewidth=0.8, zorder=3)
+        low.bar(at, part["volume"], 0.64, color=tint, alpha=0.6)
+    for name, tint in EMAS.items():
+        top.plot(range(n), picture.indicators[name][-bars:], color=tint, linewidth=1.1, label=name)
+    over = layers(picture, int(shown["open_ms"][0]))
+    _draw_over(top, over)
+    lows, highs = shown["low"].min(), shown["high"].max()
+    margin = (highs - lows) * 0.06 or 1.0
+    top.set_ylim(lows - margin, highs + margin)
+    top.set_xlim(-1, n + max(2, n // 30))
+    every = max(1, n // 12)
+    low.set_xticks(range(0, n, every), [f"{t:%m-%d\n%H:%M}" for t in opens[::every]])
+    for axes in (top, low):
+        axes.set_facecolor(PAPER)
+        axes.grid(color=GRID, linewidth=0.6, zorder=0)
+        axes.yaxis.tick_right()
+        axes.tick_params(colors=INK, labelsize=9)
+        for spine in axes.spines.values():
+            spine.set_color(GRID)
+    top.set_title(title(picture), loc="left", color=INK, fontsize=13)
+    top.legend(loc="upper left", frameon=False, fontsize=9, ncols=2)
+    low.set_ylabel("volume", color=INK, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def _draw_over(axes: Any, over: Layers) -> None:
+    from matplotlib.patches import Rectangle
+
+    for box in over.boxes:
+        size = box.right - box.left, box.top - box.bottom
+        shade = SHADES[box.name] * (1.0 if box.open else 0.45)
+        tint = colour(box.side)
+        axes.add_patch(
+            Rectangle((box.left, box.bottom), *size, facecolor=tint, alpha=shade, zorder=1)
+        )
+        if box.open:
+            axes.text(
+                box.right, (box.top + box.bottom) / 2, f" {NAMES[box.name]}", color=tint,
+                fontsize=8, va="center", zorder=4, clip_on=True,
+            )  # fmt: skip
+    for line in over.lines:
+        style = {
+            "linestyle": "-" if line.strong else "--",
+            "linewidth": 1.4 if line.strong else 0.9,
+        }
+        axes.hlines(line.price, line.left, line.right, color=colour(line.side), zorder=2, **style)
+        axes.text(
+            (line.left + line.right) / 2, line.price, line.text, color=colour(line.side),
+            fontsize=9 if line.strong else 7, ha="center", zorder=4, clip_on=True,
+            va="bottom" if line.side > 0 else "top", fontweight="bold" if line.strong else "normal",
+        )  # fmt: skip
+    for point in over.points:
+        strong = point.name in ("swing_pivot", "level_sweep")
+        if point.name in ("sweep", "level_sweep"):
+            mark = {"marker": "x", "s": 46, "linewidths": 1.8}
+        elif point.name == "equal":
+            mark = {"marker": "_", "s": 60, "linewidths": 1.5}
+        else:
+            mark = {"marker": "v" if point.side > 0 else "^", "s": 34 if strong else 12}
+        axes.scatter(point.bar, point.price, color=_tint(point), zorder=5, **mark)
+
+
+def _tint(point: Point) -> str:
+    """A pivot high is where sellers were, a sweep points to where the trade goes."""
+    return colour(-point.side if "pivot" in point.name else point.side)
+
+
+# --- HTML --------------------------------------------------------------------------------------
+
+
+def write_page(picture: Picture, bars: int, path: Path) -> None:
+    """The same as an interactive page: pan, zoom, hover; plotly's script inside."""
+    from plotly import graph_objects as go
+    from plotly.subplots import make_subplots
+
+    shown = picture.candles[-bars:]
+    opens = times(shown["open_ms"])
+    step = TIMEFRAMES_MIN[TIMEFRAME_NAMES.index(picture.timeframe)] * 60_000
+    first_ms = int(shown["open_ms"][0])
+
+    def at(bar: float) -> datetime:
+        return times([round(first_ms + bar * step)])[0]
+
+    figure = make_subplots(
+        rows=2, cols=1, shared_xaxes=True, row_heights=[0.84, 0.16], vertical_spacing=0.02
+    )
+    ohlc = {name: shown[name] for name in ("open", "high", "low", "close")}
+    figure.add_trace(
+        go.Candlestick(
+            x=opens, **ohlc, name="candles", increasing_line_color=UP, decreasing_line_color=DOWN
+        )
+    )
+    tints = [UP if c >= o else DOWN for o, c in zip(shown["open"], shown["close"], strict=True)]
+    figure.add_trace(
+        go.Bar(x=opens, y=shown["volume"], name="volume", marker_color=tints, opacity=0.6),
+        row=2, col=1,
+    )  # fmt: skip
+    for name, tint in EMAS.items():
+        values = picture.indicators[name][-bars:]
+        figure.add_trace(go.Scatter(x=opens, y=values, name=name, line={"color": tint, "width": 1}))
+    over = layers(picture, first_ms)
+    for box in over.boxes:
+        figure.add_shape(
+            type="rect", x0=at(box.left), x1=at(box.right), y0=box.bottom, y1=box.top,
+            fillcolor=colour(box.side), line_width=0, layer="below",
+            opacity=SHADES[box.name] * (1.0 if box.open else 0.45),
+        )  # fmt: skip
+    for line in over.lines:
+        figure.add_trace(
+            go.Scatter(
+                x=[at(line.left), at(line.right)], y=[line.price] * 2, mode="lines+text",
+                text=[line.text, ""], textposition="top right" if line.side > 0 else "bottom right",
+                line={"color": colour(line.side), "width": 2 if line.strong else 1,
+                      "dash": "solid" if line.strong else "dot"},
+                name=line.text, showlegend=False,
+                hovertemplate=f"{line.text} %{{y}}<extra></extra>",
+            )
+        )  # fmt: skip
+    for name in sorted({point.name for point in over.points}):
+        group = [point for point in over.points if point.name == name]
+        figure.add_trace(
+            go.Scatter(
+                x=[at(p.bar) for p in group], y=[p.price for p in group], mode="markers",
+                name=name.replace("_", " "),
+                marker={"color": [_tint(p) for p in group],
+                        "symbol": [_symbol(p) for p in group], "size": 8 if "swing" in name else 6},
+                text=[f"known at {at(p.known):%m-%d %H:%M}" for p in group],
+                hovertemplate=f"{name.replace('_', ' ')} %{{y}}<br>%{{text}}<extra></extra>",
+            )
+        )  # fmt: skip
+    figure.update_layout(
+        title=title(picture), template="plotly_white", xaxis_rangeslider_visible=False,
+        hovermode="closest", dragmode="pan", margin={"l": 20, "r": 60, "t": 50, "b": 30},
+    )  # fmt: skip
+    figure.update_yaxes(side="right")
+    figure.write_html(path, include_plotlyjs=True, config={"scrollZoom": True})
+
+
+def _symbol(point: Point) -> str:
+    if "pivot" in point.name:
+        return "triangle-down" if point.side > 0 else "triangle-up"
+    return "x-thin-open" if "sweep" in point.name else "line-ew-open"
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+def live(cfg: config.Config, symbol: str, timeframe: str) -> Picture:
+    """From the state of the brain that has this symbol. Ends with a sentence when there is none."""
+    from brain import state as states
+    from brain.picture import picture
+
+    told: list[str] = []
+    for ring in launch.ring_paths(cfg):
+        path = states.state_path(ring)
+        try:
+            state = states.open_state(path, cfg.symbols_max, create=False)
+        except states.StateError as error:
+            told.append(str(error))
+            continue
+        if state.row(symbol) is None:
+            told.append(f"{symbol} is not among the symbols of {path.name}")
+            continue
+        candles = states.candles(state, symbol, timeframe)
+        if not len(candles):
+            told.append(f"{symbol} has no closed {timeframe} candle yet")
+            continue
+        return picture(symbol, timeframe, candles, states.candles(state, symbol, "1d"))
+    return process.fail(f"Nothing to draw: {'; '.join(told)}. Is `aegis up` running here?")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Draw both files and name them."""
+    try:
+        cfg = config.load()
+    except config.ConfigError as error:
+        process.fail(str(error), 2)
+    symbol = args.symbol.upper()
+    if args.timeframe not in TIMEFRAME_NAMES:
+        process.fail(f"--timeframe {args.timeframe} is none of {', '.join(TIMEFRAME_NAMES)}.", 2)
+    if not BARS[0] <= args.bars <= BARS[1]:
+        process.fail(f"--bars {args.bars} is not within {BARS[0]} and {BARS[1]}.", 2)
+    os.environ.setdefault(warm.CACHE_ENV, str(warm.numba_cache_dir(cfg.state_dir)))
+    made = live(cfg, symbol, args.timeframe)
+    stem = Path(args.out or f"chart-{symbol}-{args.timeframe}")
+    png, page = stem.with_suffix(".png"), stem.with_suffix(".html")
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        draw(made, args.bars, png)
+        write_page(made, args.bars, page)
+    except OSError as error:
+        process.fail(f"the chart cannot be written: {error}.")
+    except ImportError as error:
+        process.fail(f"{error.name} is not installed: pip install -r requirements-chart.txt.")
+    shown = min(args.bars, len(made.candles))
+    print(f"{png} and {page}: {shown} candles, {len(made.marks)} marks, {len(made.zones)} zones")
+    return 0
