@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import aiohttp
@@ -19,17 +19,22 @@ import ccxt
 import ccxt.async_support
 import orjson
 
+from risk.budget import Budget
 from risk.events import Done, Refused, Request, Result, Throttled, Unknown
 
 TIMEOUT_MS: Final = 3_000  # then the outcome is unknown and is asked for
 BAN_DEFAULT_MS: Final = 10_000.0  # when a 429 or 418 names no time
 WINDOW_DEFAULT_MS: Final = 5_000  # recvWindow of everything but entries
+OUTSIDE_WINDOW: Final = frozenset({-1021, -5028})  # its clock and ours disagree; surely not done
 UNKNOWN_CODES: Final = frozenset({-1000, -1006, -1007})
 FAILED_503: Final = ("Service Unavailable", "Internal error")
 THROTTLE_CODES: Final = frozenset({-1003, -1015})
 UNSENT: Final = (aiohttp.ClientConnectorError, ConnectionRefusedError)
 BAN_MAX_MS: Final = 259_200_000.0  # the longest ban is three days
+WHY_CHARS_MAX: Final = 80  # of the exchange's own words in `status`
 CALM_LOOK_S: Final = 1.0  # between two looks at a pause that may have grown
+COUNT_10S: Final = "X-MBX-ORDER-COUNT-10S"
+COUNT_1M: Final = "X-MBX-ORDER-COUNT-1M"
 _BANNED = re.compile(r"banned until (\d{1,15})\b")
 _ORIGIN = re.compile(r"^https?://[^/]+")
 
@@ -91,6 +96,7 @@ class Binance(ccxt.async_support.binanceusdm):  # type: ignore[misc]
     market_now_ms: Callable[[], float]
     entry_window_ms: Callable[[], float]
     used_weight = 0
+    on_order_counts: Callable[[int, int], None]
 
     def nonce(self) -> int:
         return int(self.market_now_ms())
@@ -115,6 +121,9 @@ class Binance(ccxt.async_support.binanceusdm):  # type: ignore[misc]
         weight = headers.get("X-MBX-USED-WEIGHT-1M") or headers.get("X-Mbx-Used-Weight-1m")
         if weight and str(weight).isdigit():
             self.used_weight = int(weight)
+        short, long = headers.get(COUNT_10S), headers.get(COUNT_1M)
+        if short and long and short.isdigit() and long.isdigit():
+            self.on_order_counts(int(short), int(long))
         if code >= 400:
             raise Answered(code, body, headers)
         return super().on_rest_response(
@@ -146,6 +155,7 @@ class Exchange:
         speed: Callable[[], float] = lambda: 1.0,  # market time against real time
     ) -> None:
         self._speed = speed
+        self.budget = Budget()
         self._ccxt = Binance(
             {
                 "apiKey": key,
@@ -157,23 +167,40 @@ class Exchange:
         )
         self._ccxt.market_now_ms = market_now_ms
         self._ccxt.entry_window_ms = entry_window_ms
+        self._ccxt.on_order_counts = lambda a, b: self.budget.told(a, b, boot_ms())
         self._ccxt.options.pop("recvWindow", None)
         urls = self._ccxt.urls["api"]
         for name, address in urls.items():
             if isinstance(address, str):
                 urls[name] = _ORIGIN.sub(rest_url, address)
         self._boot_ms = boot_ms
+        self.resync: Callable[[], Awaitable[object]] | None = None  # measures its clock anew
+        self._syncing = asyncio.Lock()
+        self._synced_ms = -1.0  # boot time of the last measurement that a refusal asked for
+        self._throttled_why = ""
         self.throttled_until_ms = 0.0  # boot time; for everybody who asks through us
 
     @property
     def throttled(self) -> bool:
         return self._boot_ms() < self.throttled_until_ms
 
+    @property
+    def words(self) -> str:
+        """What the exchange asked of us, for `status`; empty when nothing."""
+        left_s = (self.throttled_until_ms - self._boot_ms()) / 1000.0
+        if left_s > 0:
+            return f"the exchange wants quiet for {math.ceil(left_s)} s more: {self._throttled_why}"
+        return self.budget.entry_refusal(self.used_weight, self._boot_ms(), self.speed)
+
     async def calm(self) -> None:
         """Wait out the pause that the exchange named; what protects does not wait here."""
         while self.throttled:
             left_s = (self.throttled_until_ms - self._boot_ms()) / 1000.0
             await asyncio.sleep(min(max(left_s, 0.001), CALM_LOOK_S))
+
+    @property
+    def speed(self) -> float:
+        return self._speed()
 
     @property
     def used_weight(self) -> int:
@@ -187,7 +214,24 @@ class Exchange:
         return await self.fetch(request.method, request.path, params)
 
     async def fetch(self, method: str, path: str, params: dict[str, str] | None = None) -> Result:
-        """GET, POST, PUT or DELETE on a path like /fapi/v1/order."""
+        """GET, POST, PUT or DELETE on a path like /fapi/v1/order.
+
+        A timestamp that the exchange mistrusts means that nothing was done: its clock is measured
+        anew and the request sent once more, unless it is an entry.
+        """
+        asked_ms = self._boot_ms()
+        result = await self._fetch(method, path, params)
+        if self.resync is None or not isinstance(result, Refused):
+            return result
+        if result.code not in OUTSIDE_WINDOW:
+            return result
+        async with self._syncing:  # whoever was refused together is served by one measurement
+            if self._synced_ms < asked_ms:
+                self._synced_ms = self._boot_ms()
+                await self.resync()
+        return result if "fenced" in (params or {}) else await self._fetch(method, path, params)
+
+    async def _fetch(self, method: str, path: str, params: dict[str, str] | None) -> Result:
         version, name = path.split("/", 3)[2:4]
         group = "fapiPublic" if name in _PUBLIC else "fapiPrivate"
         if version != "v1":
@@ -201,6 +245,7 @@ class Exchange:
             )
             if isinstance(result, Throttled):
                 self.throttled_until_ms = max(self.throttled_until_ms, result.until_ms)
+                self._throttled_why = result.reason[:WHY_CHARS_MAX]
             return result
         except WindowClosed as error:
             return Refused(0, str(error))

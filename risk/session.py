@@ -23,6 +23,7 @@ import process
 import streams
 from risk import journal
 from risk.arming import settings_hash
+from risk.budget import take_limits
 from risk.dispatch import Dispatcher
 from risk.events import (
     CommandRead,
@@ -107,6 +108,7 @@ class Session:
         self.commits_dropped = 0
         self.events_dropped = 0
         self.failing = False
+        self.trading_from_wall_ms = 0  # since when we have traded under this epoch
         self.writing = False  # a commit is out of the outbox and not decided yet
 
     # --- clocks and events ---
@@ -178,6 +180,7 @@ class Session:
             if len(bodies) < len(paths):
                 await asyncio.sleep(RETRY_S)
         self.state.instruments = parse_instruments(*bodies)
+        take_limits(exchange.budget, bodies[0].get("rateLimits", ()))
         user = UserStream(
             exchange, self.cfg.ws_url, self.risk.market.speed, self.user_opened, self.pushed
         )
@@ -457,6 +460,8 @@ class Session:
             await asyncio.sleep(TICK_MS / 1000)
             now = self.now()
             reason = blocked(self.state, now)
+            if not reason and not self.trading_from_wall_ms:
+                self.trading_from_wall_ms = now.wall_ms
             if reason == told and now.boot_ms - told_ms < STATUS_MS:
                 continue
             told, told_ms = reason, now.boot_ms
@@ -476,6 +481,7 @@ class Session:
         return {
             "holder": self.lease.holder,
             "pid": str(os.getpid()),
+            "trading_from_wall_ms": str(self.trading_from_wall_ms),
             "outgoing": str(self.dispatcher.busy),
             "requests": str(self.dispatcher.sent),
             "commits_waiting": str(len(self.outbox)),
@@ -483,4 +489,5 @@ class Session:
             "events_dropped": str(self.events_dropped),
             "used_weight": str(self.risk.exchange.used_weight),
             "throttled": str(int(self.risk.exchange.throttled)),
+            "exchange": self.risk.exchange.words,
         }
