@@ -93,6 +93,13 @@ def remember(kept: MutableMapping[_K, _V], key: _K, value: _V, most: int) -> Non
         del kept[next(iter(kept))]
 
 
+def unprepare(state: State, symbol: str) -> None:
+    """Leverage and margin type of a symbol are not known any more: set before its next entry."""
+    state.prepared.pop(symbol, None)
+    for setting in ("margin", "leverage"):
+        state.tries.pop((setting, symbol), None)
+
+
 def put_order(state: State, order: Order) -> None:
     state.orders[order.id] = order
     if len(state.orders) <= ORDERS_KEPT_MAX:
