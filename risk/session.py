@@ -103,7 +103,6 @@ class Session:
             risk.exchange, epoch, (self.boot_ms, risk.market_ms), self.feed, self.spawn
         )
         self.run_id = ""
-        self.was_halted = False
         self.tasks: list[asyncio.Task[None]] = []
         self.commits_dropped = 0
         self.events_dropped = 0
@@ -420,9 +419,7 @@ class Session:
             self.state.entries_after_ms = self.boot_ms() + self.cfg.lease_ttl_ms
             self.feed(Trouble("redis restarted"))
         self.run_id = self.risk.run_id = run_id
-        freed = self.was_halted and not self.state.halted
-        self.was_halted = self.state.halted
-        if freed:
+        if self.state.to_arm:
             await self.arm()
         await self.look_at_armed()
 
@@ -436,13 +433,13 @@ class Session:
 
     async def arm(self) -> None:
         """Other modes than live arm themselves; a halt stays, over restarts too."""
-        self.was_halted = self.state.halted
+        self.state.to_arm = False
         if self.cfg.mode != "live" and not self.cfg.halt and not self.state.halted:
             try:
                 await self.redis.set(self.keys.armed, "by itself")
             except redis.exceptions.OutOfMemoryError:
                 log.error("redis is full: not armed")
-                self.was_halted = True  # so that it is tried again
+                self.state.to_arm = True  # once more at the next look
         await self.look_at_armed()
 
     # --- housekeeping ---

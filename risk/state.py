@@ -62,6 +62,7 @@ class State:
     # permission
     armed: bool = False
     halted: bool = False
+    to_arm: bool = False  # resumed: the shell arms again, where modes arm themselves
     stopping: bool = False
     reconciled: bool = False
     entries_after_ms: float = 0.0  # boot time: after Redis lost its memory, one TTL of quiet
