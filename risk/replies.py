@@ -52,6 +52,7 @@ HAS_CLOSE_ALL: Final = frozenset({-4130})  # a closePosition order of this kind 
 DUPLICATE_ID: Final = frozenset({-4116, -20132})  # the first send worked
 REDUCE_ONLY_REFUSED: Final = -2022
 UNKNOWN_ORDER: Final = frozenset({-2011, -2013})
+NOT_TRADING: Final = frozenset({-4108, -4140, -4141})  # delivering, settling, closed
 NOT_FOUND_MIN: Final = 2  # times "no such order" must be heard
 SETTLE_MS: Final = 1_000.0  # beyond recvWindow, for the exchange's own queue
 
@@ -120,6 +121,9 @@ def _on_entry(state: State, event: Replied, now: Now, out: Effects) -> None:
         reason = f"{code} {result.reason}"
         _ended(state, advance(order, "rejected", int(now.market_ms), reason), now, out)
         out.add(Note("WARNING", f"entry refused order={order.id} code={code} {result.reason}"))
+        rules = state.instruments.get(order.symbol)
+        if code in NOT_TRADING and rules is not None:  # until its rules are read again
+            state.instruments[order.symbol] = replace(rules, status=f"refused with {code}")
 
 
 def _doubt(state: State, order: Order, reason: str, now: Now, out: Effects) -> None:

@@ -64,6 +64,7 @@ CONSUMER: Final = "risk"  # one name per account: the lease proves that the othe
 RENEW_MS: Final = 1_000
 TICK_MS: Final = 100  # deadlines are asked for exactly; this is the floor for everything else
 STATUS_MS: Final = 1_000
+RULES_MS: Final = 600_000  # between two looks at the exchange's rules: symbols come and go
 CLOCK_MS: Final = 2_000  # between two looks at the exchange's clock
 BLOCK_MS: Final = 500
 STOP_MS: Final = 5_000  # to finish what is in flight
@@ -73,6 +74,7 @@ INBOX_MAX: Final = 10_000  # events waiting; beyond it Redis is not read and mar
 EVENTS_A_TURN: Final = 256  # before the event loop breathes
 SELF_CHECK_MS: Final = 60_000  # two periods of the reconcile job: nobody asked, so ask ourselves
 log = logging.getLogger("risk")
+RULES: Final = ("/fapi/v1/exchangeInfo", "/fapi/v1/leverageBracket")
 RETRY_S: Final = 0.2  # between two tries of a write
 
 
@@ -103,7 +105,7 @@ class Session:
             risk.exchange, epoch, (self.boot_ms, risk.market_ms), self.feed, self.spawn
         )
         self.run_id = ""
-        self.tasks: list[asyncio.Task[None]] = []
+        self.tasks: list[asyncio.Task[Any]] = []
         self.commits_dropped = 0
         self.events_dropped = 0
         self.failing = False
@@ -149,13 +151,13 @@ class Session:
         finally:
             await self.close()
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, object]) -> None:
         self.tasks = [task for task in self.tasks if not task.done()]
         task = asyncio.create_task(work)
         task.add_done_callback(self._ended)
         self.tasks.append(task)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         """A task of ours that fails is our own mistake: end loudly, be restarted."""
         if not task.cancelled() and task.exception() is not None:
             log.critical("task failed", exc_info=task.exception())
@@ -168,18 +170,10 @@ class Session:
         self.run_id = await self.server_run_id()
         await self.arm()
         exchange = self.risk.exchange
-        paths = ("/fapi/v1/exchangeInfo", "/fapi/v1/leverageBracket")
-        bodies: list[Any] = []
-        while len(bodies) < len(paths):
+        while exchange.throttled or not await self.read_rules():
             if process.stop or self.over.is_set():
                 return
-            if not exchange.throttled:
-                told = await asyncio.gather(*(exchange.fetch("GET", path) for path in paths))
-                bodies = [answer.body for answer in told if isinstance(answer, Done)]
-            if len(bodies) < len(paths):
-                await asyncio.sleep(RETRY_S)
-        self.state.instruments = parse_instruments(*bodies)
-        take_limits(exchange.budget, bodies[0].get("rateLimits", ()))
+            await asyncio.sleep(RETRY_S)
         user = UserStream(
             exchange, self.cfg.ws_url, self.risk.market.speed, self.user_opened, self.pushed
         )
@@ -189,6 +183,17 @@ class Session:
         self.spawn(self.write())
         self.spawn(self.housekeep())
         self.spawn(self.tick())
+
+    async def read_rules(self) -> bool:
+        """Symbols, brackets and limits as the exchange has them now; False unless all were told."""
+        exchange = self.risk.exchange
+        told = await asyncio.gather(*(exchange.fetch("GET", path) for path in RULES))
+        bodies: list[Any] = [answer.body for answer in told if isinstance(answer, Done)]
+        if len(bodies) < len(RULES):
+            return False
+        self.state.instruments = parse_instruments(*bodies)
+        take_limits(exchange.budget, bodies[0].get("rateLimits", ()))
+        return True
 
     async def loop(self) -> None:
         """One event at a time, effects in order."""
@@ -453,6 +458,7 @@ class Session:
     async def housekeep(self) -> None:
         """Status each second; the exchange's clock; a reconcile when nobody asked for one."""
         synced_ms, told_ms, told = 0.0, 0.0, "nothing yet"
+        rules_ms = self.boot_ms()
         while True:
             await asyncio.sleep(TICK_MS / 1000)
             now = self.now()
@@ -466,6 +472,9 @@ class Session:
             ops += journal.status_ops(self.state, self.shell_fields(), now)
             if len(self.outbox) < COMMITS_MAX // 2:
                 self.queue(Commit(tuple(ops), "status"))
+            if now.boot_ms - rules_ms >= RULES_MS and not self.risk.exchange.throttled:
+                rules_ms = now.boot_ms
+                self.spawn(self.read_rules())
             if now.boot_ms - synced_ms >= CLOCK_MS:
                 synced_ms = now.boot_ms
                 await self.risk.sync_clock()

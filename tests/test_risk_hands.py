@@ -176,3 +176,17 @@ def test_an_end_by_another_hand_is_named(client_id: str, reason: str) -> None:
     told = [op[2] for op in ops(done, "hset") if "exit_reason" in op[2]]
     assert [fields["exit_reason"] for fields in told] == [reason]
     assert not desk.state.positions
+
+
+@pytest.mark.parametrize(("code", "again"), [(-4140, False), (-4141, False), (-2019, True)])
+def test_a_symbol_that_the_exchange_has_closed_gets_no_further_entry(
+    code: int, again: bool
+) -> None:
+    desk = Desk()
+    desk.reply(sends(desk.signal(), "entry")[0], Refused(code, "words"))
+    done = desk.signal(id="s2")
+    assert bool(sends(done, "entry")) is again
+    if not again:
+        assert decisions(done)[0]["refused_by"] == "market"
+        assert f"refused with {code}" in decisions(done)[0]["verdicts"]
+    assert sends(desk.signal(id="s3", symbol="ETHUSDT"), "entry")
