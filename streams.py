@@ -30,6 +30,7 @@ SCHEMA_MAJOR: Final = 1
 SOCKET_TIMEOUT_S: Final = 10
 BLOCK_MS_MAX: Final = 2_000  # well under the socket timeout: an idle stream must not look dead
 HEALTH_CHECK_S: Final = 30  # Heroku cuts idle connections at 300 s
+STANDBY_KEPT_MS: Final = 1_000  # who has not said for so long that it stands by does not
 SEEN_MAX: Final = 20_000  # trade and signal ids remembered for "once"; oldest are forgotten first
 CAUSE_CHARS: Final = 16  # of base32 in a client order id: 80 bits
 assert BLOCK_MS_MAX < SOCKET_TIMEOUT_S * 1000
@@ -83,6 +84,7 @@ class Keys:
     armed = property(lambda self: self.own("armed"))
     lease = property(lambda self: self.own("lease"))
     epoch = property(lambda self: self.own("epoch"))
+    standbys = property(lambda self: self.own("standbys"))
     commands = property(lambda self: self.own("commands"))
     replies = property(lambda self: self.own("replies"))
     equity = property(lambda self: self.own("equity"))
@@ -165,6 +167,7 @@ HELP: Final[dict[str, str]] = {
     "<account>:armed": "string: entries are allowed only while this exists; DEL stops entries",
     "<account>:lease": "string: the risk process that may act, for three seconds at a time",
     "<account>:epoch": "string: the lease's fencing number",
+    "<account>:standbys": "zset: risk processes that wait for the lease, by Redis milliseconds",
     "<account>:commands": "stream: asked of risk; answered in replies",
     "<account>:replies": "hash: command id -> answer",
     "<account>:equity": "stream: equity over time",
@@ -375,6 +378,16 @@ if redis.call("GET", KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call("DEL", KEYS[1])
 """
 
+_STAND_BY = """
+-- KEYS: lease standbys   ARGV: holder kept_ms   -> ms until the lease runs out; below 0 without one
+local now = redis.call("TIME")
+local now_ms = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
+redis.call("ZADD", KEYS[2], now_ms, ARGV[1])
+redis.call("ZREMRANGEBYSCORE", KEYS[2], "-inf", now_ms - tonumber(ARGV[2]))
+redis.call("PEXPIRE", KEYS[2], ARGV[2])
+return redis.call("PTTL", KEYS[1])
+"""
+
 _PUT_SIGNAL = """
 -- KEYS: signals pending signal_ids   ARGV: id score seen_max maxlen pending-json fields...
 if redis.call("ZADD", KEYS[3], "NX", ARGV[2], ARGV[1]) == 0 then return false end
@@ -538,6 +551,20 @@ async def lease_renew(r: redis.asyncio.Redis, keys: Keys, holder: str, ttl_ms: i
 async def lease_drop(r: redis.asyncio.Redis, keys: Keys, holder: str) -> bool:
     """Give the lease back, if it is ours."""
     return bool(await _eval_async(r, _LEASE_DROP, [keys.lease], [holder]))
+
+
+async def stand_by(r: redis.asyncio.Redis, keys: Keys, holder: str) -> int:
+    """Say that we wait for the lease; real ms until it runs out, below zero when nobody has it."""
+    names, argv = [keys.lease, keys.standbys], [holder, STANDBY_KEPT_MS]
+    return int(await _eval_async(r, _STAND_BY, names, argv))
+
+
+def standing_by(r: redis.Redis, keys: Keys) -> list[str]:
+    """Who waits for the lease now."""
+    seconds, micros = r.time()
+    since_ms = seconds * 1000 + micros // 1000 - STANDBY_KEPT_MS
+    seen: Any = r.zrangebyscore(keys.standbys, since_ms, "+inf")
+    return [name for name in seen if name != r.get(keys.lease)]
 
 
 def entry_command(key: str, fields: Fields) -> Command:

@@ -14,27 +14,33 @@ from typing import Any, Final
 
 import redis.exceptions
 
-from maintenance import chaos_plan
+from clock import wall_ms
+from maintenance import chaos_plan, chaos_venue
 from maintenance.chaos_plan import Step
 from maintenance.chaos_rig import RISKS, Rig
+from maintenance.chaos_venue import BITE_S, SHORT_S, filters
+from maintenance.chaos_venue import within as _within
 
-BITE_S: Final = 6.0  # for a fault to meet what it was planned for
 ENTRY_S: Final = 4.0  # for an entry to fall upon
 BLOCK_MS: Final = 500
-SHORT_S: Final = 0.2  # after a strike
+STANDBY_S: Final = 20.0  # for the other process to stand by
+TAKE_OVER_KINDS: Final = ("kill_holder", "stop_holder")
 MOVE: Final = Decimal("0.002")  # how much farther another hand sets a stop
 ALL_OF_IT: Final = 0.6  # a share above this closes the whole position
 
 
 def strike(rig: Rig, step: Step) -> bool:
     """Carry out one step; True if it bit."""
+    if step.kind in TAKE_OVER_KINDS:
+        _within(rig, rig.standing_by, STANDBY_S)
     if step.after_intent_ms is not None and _entry_intended(rig):
         time.sleep(step.after_intent_ms / 1000)
     if step.kind in chaos_plan.VENUE_KINDS:
         return _venue_fault(rig, step)
     if step.kind in chaos_plan.ACT_KINDS:
         return _act(rig, step)
-    return _BLOWS[step.kind](rig, step)
+    blow = _BLOWS.get(step.kind) or chaos_venue.BLOWS[step.kind]
+    return blow(rig, step)
 
 
 def _entry_intended(rig: Rig) -> bool:
@@ -53,14 +59,6 @@ def _entry_intended(rig: Rig) -> bool:
     return False
 
 
-def _within(rig: Rig, look: Callable[[], Any], seconds: float = BITE_S) -> Any:
-    """The first true answer, or None."""
-    try:
-        return rig.wait(look, seconds, "a fault to bite")
-    except TimeoutError:
-        return None
-
-
 # --- processes ---------------------------------------------------------------------------------
 
 
@@ -69,6 +67,7 @@ def _kill_holder(rig: Rig, step: Step) -> bool:
     epoch, name = int(rig.status().get("epoch", 0)), _within(rig, rig.holder)
     if not name:
         return False
+    rig.dead_ms = wall_ms()
     rig.kill_risk(name)
     rig.start_risk(name)
     return bool(_within(rig, lambda: rig.trading(epoch), BITE_S * 3))
@@ -92,6 +91,7 @@ def _stop_holder(rig: Rig, step: Step) -> bool:
     if step.body["ms"]:
         rig.r.execute_command("CLIENT PAUSE", step.body["ms"], "ALL")
         time.sleep(step.body["ms"] / 2000)
+    rig.dead_ms = wall_ms()
     rig.stop_risk(name, signal.SIGSTOP)
     try:
         time.sleep(step.hold_s)
@@ -198,13 +198,6 @@ def _act_body(
     if step.kind == "close" and share > Decimal(str(ALL_OF_IT)):
         return body | {"what": "close"}
     return body | {"what": step.kind, "quantity": f"{qty:f}"} if qty > 0 else None
-
-
-def filters(info: dict[str, Any], symbol: str) -> tuple[Decimal, Decimal]:
-    """(tick, lot) of a symbol in exchangeInfo."""
-    row = next(row for row in info["symbols"] if row["symbol"] == symbol)
-    found = {f["filterType"]: f for f in row["filters"]}
-    return Decimal(found["PRICE_FILTER"]["tickSize"]), Decimal(found["LOT_SIZE"]["stepSize"])
 
 
 _BLOWS: Final[dict[str, Callable[[Rig, Step], bool]]] = {

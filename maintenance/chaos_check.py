@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from statistics import median
 from typing import Final
 
 from maintenance import audit
@@ -17,7 +18,10 @@ from maintenance.audit import Audit, Event
 from risk.orders import LEG_NAMES, TERMINAL
 
 TOLD_MAX: Final = 20  # violations of one check that are written out; all are counted
-GRACE_MS: Final = 1_000  # to flatten what found no stop in time: the limit ends when that begins
+FOREIGN_TOLD_MS: Final = 1_500  # the stream tells risk of it, and a decided entry may wait 1 s
+SETTINGS_TOLD_MS: Final = 1_500  # the same of leverage and margin type that others changed
+FLATTENS: Final = (LEG_NAMES["c"], LEG_NAMES["x"])
+LEVERAGE_MAX: Final = 3  # what risk sets at most while its limits are those of the run
 FOREVER: Final = 1 << 62
 INFERRED: Final = frozenset({"rejected", "canceled"})  # by silence; a fill told later overrides it
 DOUBLED: Final = ("was accepted twice", "two entries of one cause")
@@ -48,6 +52,9 @@ class Evidence:
     positions_max: int
     naked_ms_max: int
     naked_ms_max_over_all: int  # take-overs included
+    foreign: Sequence[tuple[str, int, int]] = ()  # symbol; wall ms in which it was another's
+    takeovers: Sequence[tuple[str, int]] = ()  # by what, ms until the next holder traded
+    takeover_ms_max: int = FOREVER
     unrest: Sequence[str] = ()  # what did not come to rest in time
     mistakes: Sequence[str] = ()  # processes that died by themselves, errors that they call theirs
     books: Audit = field(init=False)
@@ -155,8 +162,8 @@ def stops_in_time(e: Evidence) -> list[str]:
     """No position without its resident stop for longer than allowed while risk could act."""
     return [
         f"{symbol} was naked for {ms} ms while risk was alive, limit {e.naked_ms_max} ms"
-        for symbol, ms in naked(e.books, e.excused)
-        if ms > e.naked_ms_max + GRACE_MS
+        for symbol, ms in naked(e, e.excused, e.naked_ms_max)
+        if ms > e.naked_ms_max
     ]
 
 
@@ -164,9 +171,52 @@ def stops_over_all(e: Evidence) -> list[str]:
     """Nor for longer than a take-over may last, whoever was dead."""
     return [
         f"{symbol} was naked for {ms} ms, limit {e.naked_ms_max_over_all} ms"
-        for symbol, ms in naked(e.books, e.refused)
-        if ms > e.naked_ms_max_over_all + GRACE_MS
+        for symbol, ms in naked(e, e.refused, e.naked_ms_max_over_all)
+        if ms > e.naked_ms_max_over_all
     ]
+
+
+def takeovers_in_time(e: Evidence) -> list[str]:
+    """From the moment the holder could no longer act, the next one trades within the limit."""
+    return [
+        f"take-over after {kind} took {ms} ms, limit {e.takeover_ms_max} ms"
+        for kind, ms in e.takeovers
+        if ms > e.takeover_ms_max
+    ]
+
+
+def foreign_left_alone(e: Evidence) -> list[str]:
+    """Where somebody else had a position or an order and we had nothing, no order of ours came."""
+    wrong = []
+    for event in e.ledger:
+        ours = str(event.get("client_id", "")).startswith(audit.OURS)
+        if event["type"] not in ("order_new", "algo_new") or not ours:
+            continue
+        for symbol, start_ms, end_ms in e.foreign:
+            if (
+                event["symbol"] == symbol
+                and start_ms + FOREIGN_TOLD_MS <= event["wall_ms"] < end_ms
+            ):
+                wrong.append(f"seq {event['seq']}: {event['client_id']} on {symbol}, not ours")
+    return wrong
+
+
+def settings_verified(e: Evidence) -> list[str]:
+    """Every entry is isolated at no more than our leverage, whoever changed it before."""
+    wrong = []
+    changed: dict[tuple[str, str], tuple[str, int]] = {}
+    for event in e.ledger:
+        if event["type"] in ("leverage", "margin_type"):
+            place = event["type"], event["symbol"]
+            changed[place] = str(event["value"]), int(event["wall_ms"])
+        if event["type"] != "order_new" or audit.leg_of(str(event.get("client_id", ""))) != "e":
+            continue
+        for kind, default in (("leverage", "20"), ("margin_type", "cross")):
+            value, since_ms = changed.get((kind, event["symbol"]), (default, 0))
+            bad = value != "isolated" if kind == "margin_type" else int(value) > LEVERAGE_MAX
+            if bad and int(event["wall_ms"]) > since_ms + SETTINGS_TOLD_MS:
+                wrong.append(f"seq {event['seq']}: entry on {event['symbol']}, {kind} {value}")
+    return wrong
 
 
 def nothing_left_open(e: Evidence) -> list[str]:
@@ -198,6 +248,9 @@ CHECKS: Final[dict[str, Check]] = {
     "positions within limit": positions_within,
     "stops in time": stops_in_time,
     "stops in time over all": stops_over_all,
+    "take-over in time": takeovers_in_time,
+    "foreign left alone": foreign_left_alone,
+    "settings verified": settings_verified,
     "nothing left open": nothing_left_open,
     "came to rest": came_to_rest,
     "no own mistakes": no_own_mistakes,
@@ -212,13 +265,49 @@ def check_all(evidence: Evidence) -> dict[str, list[str]]:
 # --- time without a stop -----------------------------------------------------------------------
 
 
-def naked(books: Audit, excused: Iterable[Span]) -> list[tuple[str, int]]:
-    """(symbol, longest time without a stop that nothing excuses) of each position."""
+def naked(e: Evidence, excused: Iterable[Span], limit_ms: int) -> list[tuple[str, int]]:
+    """(symbol, longest time without a stop that nothing excuses) of each position.
+
+    A position that found no stop is flattened instead: a flatten that was begun within the limit
+    is judged from its beginning.
+    """
     spans = merged(excused)
+    begun = flattens(e.orders)
     return [
-        (holding.symbol, max((uncovered(span, spans) for span in holding.naked_spans), default=0))
-        for holding in books.holdings
+        (
+            holding.symbol,
+            max(
+                (
+                    judged(piece, begun.get(holding.symbol, ()), limit_ms)
+                    for span in holding.naked_spans
+                    for piece in uncovered(span, spans)
+                ),
+                default=0,
+            ),
+        )
+        for holding in e.books.holdings
     ]
+
+
+def flattens(orders: Sequence[Entry]) -> dict[str, list[int]]:
+    """By symbol, when an exit was first recorded with its size; risk sends it at that moment."""
+    first: dict[str, tuple[str, int]] = {}
+    for _, row in orders:
+        if row["leg"] in FLATTENS and Decimal(row.get("qty", "0")) > 0:
+            first.setdefault(row["id"], (row["symbol"], int(row["wall_ms"])))
+    begun: dict[str, list[int]] = {}
+    for symbol, ms in first.values():
+        begun.setdefault(symbol, []).append(ms)
+    return {symbol: sorted(times) for symbol, times in begun.items()}
+
+
+def judged(piece: Span, begun: Sequence[int], limit_ms: int) -> int:
+    """Length of a piece of naked time; from the first flatten on, where one began in time."""
+    start, end = piece
+    if end - start <= limit_ms:
+        return end - start
+    first = next((ms for ms in begun if ms >= start), end)
+    return end - first if first - start <= limit_ms else end - start
 
 
 def merged(spans: Iterable[Span]) -> list[Span]:
@@ -232,14 +321,16 @@ def merged(spans: Iterable[Span]) -> list[Span]:
     return made
 
 
-def uncovered(span: Span, spans: Sequence[Span]) -> int:
-    """Longest piece of `span` that none of `spans` covers: each excuse starts the limit anew."""
-    longest, at = 0, span[0]
+def uncovered(span: Span, spans: Sequence[Span]) -> list[Span]:
+    """The pieces of `span` that none of `spans` covers: each excuse starts the limit anew."""
+    pieces, at = [], span[0]
     for start, end in spans:
         if end <= at or start >= span[1]:
             continue
-        longest, at = max(longest, start - at), max(at, end)
-    return max(longest, span[1] - at)
+        pieces.append((at, start))
+        at = max(at, end)
+    pieces.append((at, max(at, span[1])))
+    return [(start, end) for start, end in pieces if end > start]
 
 
 def counts(e: Evidence) -> dict[str, int]:
@@ -254,6 +345,9 @@ def counts(e: Evidence) -> dict[str, int]:
         "fills": len(e.books.fills),
         "round_trips": e.books.round_trips,
         "positions_max": e.books.positions_max,
-        "naked_ms_max": max((ms for _, ms in naked(e.books, e.excused)), default=0),
-        "naked_ms_max_over_all": max((ms for _, ms in naked(e.books, e.refused)), default=0),
+        "naked_ms_max": max((ms for _, ms in naked(e, e.excused, 0)), default=0),
+        "naked_ms_max_over_all": max((ms for _, ms in naked(e, e.refused, 0)), default=0),
+        "takeovers": len(e.takeovers),
+        "takeover_ms_max": max((ms for _, ms in e.takeovers), default=0),
+        "takeover_ms_median": round(median([ms for _, ms in e.takeovers] or [0])),
     }

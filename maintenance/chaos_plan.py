@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from maintenance import chaos_account
+
 PAUSE_S: Final = (0.2, 1.2)  # between the end of one fault and the next
 STEPS_MAX: Final = 5_000
 TIMES_MAX: Final = 3  # strikes of one planted fault
@@ -47,6 +49,7 @@ ORDER_KINDS: Final = (  # a request to the exchange meets them
     "timeout_executed",
     "timeout_not_executed",
     "unavailable",
+    "internal_error",
     "bad_gateway",
     "busy",
     "would_trigger",
@@ -65,12 +68,20 @@ STREAM_KINDS: Final = (
     "user_reordered",
     "user_mute",
     "user_dropped",
+    "trade_lite_after",
     "listen_key_expired",
     "disconnect",
+    "market_mute",
+    "market_doubled",
+    "market_reordered",
+)
+MARKET_STREAMS: Final = (  # what risk listens to besides the user stream
+    {"route": "market"},
+    {"route": "public"},
 )
 AT_ENTRY_KINDS: Final = ("kill_holder", "stop_holder", "redis_kill", "client_kill", "script_flush")
 VENUE_KINDS: Final = ORDER_KINDS + STREAM_KINDS
-KINDS: Final = PROCESS_KINDS + REDIS_KINDS + ACT_KINDS + VENUE_KINDS
+KINDS: Final = PROCESS_KINDS + REDIS_KINDS + ACT_KINDS + VENUE_KINDS + chaos_account.KINDS
 _OPENS: Final = {"method": "POST", "path": "/fapi/v1/order"}
 _STOPS: Final = {"method": "POST", "path": "/fapi/v1/algoOrder"}
 
@@ -96,10 +107,13 @@ def plan(
     chance = random.Random(f"chaos {seed}")
     made: list[Step] = []
     deck: list[str] = []
+    rounds = 0
     while len(made) < min(steps, STEPS_MAX):
         if not deck:
-            deck = list(kinds)
+            left = [k for k in kinds if rounds < chaos_account.RARE.get(k, STEPS_MAX)]
+            deck = left or list(kinds)
             chance.shuffle(deck)
+            rounds += 1
         kind = deck.pop()
         pause_s = round(chance.uniform(*PAUSE_S), 3)
         body, hold_s = _details(kind, chance, ttl_s)
@@ -128,6 +142,8 @@ def _details(kind: str, chance: random.Random, ttl_s: float) -> tuple[dict[str, 
             "client": chance.choice(("web", "ios")),
             "share": round(chance.uniform(0.2, 1), 3),
         }, 0.0
+    if kind in chaos_account.KINDS:
+        return chaos_account.details(kind, chance)
     if kind in STREAM_KINDS:
         return _stream_fault(kind, chance)
     if kind in ORDER_KINDS:
@@ -159,8 +175,14 @@ def _stream_fault(kind: str, chance: random.Random) -> tuple[dict[str, Any], flo
         body |= {"ms": chance.randrange(50, 2_500), "times": chance.randint(1, 10)}
     elif kind == "user_reordered":
         body |= {"window": chance.randint(2, 6), "times": chance.randint(1, 4)}
-    elif kind in ("user_doubled", "user_dropped"):
+    elif kind in ("user_doubled", "user_dropped", "trade_lite_after"):
         body["times"] = chance.randint(1, 6)
+    elif kind in ("market_doubled", "market_reordered"):
+        body |= {"match": dict(chance.choice(MARKET_STREAMS)), "times": chance.randint(10, 500)}
+    elif kind == "market_mute":
+        body |= {"match": dict(chance.choice(MARKET_STREAMS))}
+        body["seconds"] = round(chance.uniform(0.5, 6.0), 2)
+        return body, float(body["seconds"])
     elif kind == "user_mute":
         body["seconds"] = round(chance.uniform(0.5, 3.0), 2)
         return body, float(body["seconds"])

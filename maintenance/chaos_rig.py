@@ -22,9 +22,11 @@ from typing import Any, Final
 import redis.exceptions
 
 import streams
+from clock import wall_ms
 from maintenance import launch, redis_server, universe
 from maintenance.chaos_check import Entry
 from maintenance.chaos_proxy import Proxy
+from maintenance.chaos_relay import Relay
 from maintenance.running import Client
 from maintenance.supervisor import die_with_parent
 
@@ -54,6 +56,10 @@ class Rig:
         self.r: Client = streams.connect(self.redis_url)
         self.proxy = Proxy(self.redis_port, f"{self.keys.orders}\r\n".encode())
         self.venue_url = ""
+        self.relay: Relay  # between risk and the venue
+        self.foreign: list[tuple[str, int, int]] = []  # symbol, from and to when it was another's
+        self.dead_ms = 0  # wall ms at which the holder was kept from acting; 0: it was not
+        self.stalled: list[tuple[int, int]] = []  # wall ms: nothing came through to the exchange
         self.redis: subprocess.Popen[bytes] | None = None
         self.venue: subprocess.Popen[bytes] | None = None
         self.risk: dict[str, subprocess.Popen[bytes]] = {}
@@ -70,6 +76,8 @@ class Rig:
         self.start_redis()
         self.proxy.__enter__()
         self._start_venue()
+        self.relay = Relay(int(self.venue_url.rsplit(":", 1)[1]))
+        self.relay.__enter__()
         for name in RISKS:
             self.start_risk(name)
         return self
@@ -80,6 +88,8 @@ class Rig:
                 process.kill()
                 process.wait(10)
         self.proxy.__exit__()
+        if hasattr(self, "relay"):
+            self.relay.__exit__()
         self.r.close()
 
     # --- processes ---
@@ -119,7 +129,7 @@ class Rig:
     def start_risk(self, name: str) -> None:
         environ = self._environ | {
             "AEGIS_NODE_ID": name,
-            "AEGIS_VENUE_URL": self.venue_url,
+            "AEGIS_VENUE_URL": f"http://{redis_server.LOOPBACK}:{self.relay.port}",
             "REDIS_URL": f"redis://{redis_server.LOOPBACK}:{self.proxy.port}/0",
         }
         self.risk[name] = self._spawn(name, launch.python("risk.main"), env=environ)
@@ -177,6 +187,17 @@ class Rig:
         if told.get("state") != "trading" or told.get("throttled") != "0" or epoch <= epoch_above:
             return 0
         return epoch if self.lease() == told.get("holder") else 0
+
+    def trading_from_ms(self) -> int:
+        """Wall ms since which the present holder has traded, by its own word."""
+        return int(self.status().get("trading_from_wall_ms", 0)) or wall_ms()
+
+    def standing_by(self) -> bool:
+        """Is there somebody to take over?"""
+        try:
+            return bool(streams.standing_by(self.r, self.keys))
+        except (redis.exceptions.RedisError, OSError):
+            return False
 
     def lease(self) -> str:
         try:

@@ -14,7 +14,6 @@ import streams
 from maintenance import running
 from maintenance.running import Client
 
-STANDBY_SUFFIX: Final = "standby"
 LANE_FIELDS: Final = ("symbols", "lag", "age_trade_max_ms")
 
 
@@ -67,12 +66,11 @@ def _lanes(row: Mapping[str, str]) -> list[dict[str, int]]:
 
 
 def _risk(r: Client, keys: streams.Keys) -> dict[str, Any]:
-    told: dict[str, str] = r.hgetall(keys.status)
     epoch = r.get(keys.epoch)
     return {
         "holder": r.get(keys.lease),
         "epoch": int(epoch) if epoch else 0,
-        "standby": int(told.get(STANDBY_SUFFIX, 0)),
+        "standby": len(streams.standing_by(r, keys)),
     }
 
 

@@ -50,7 +50,7 @@ def _snapshot(
 def _halt(
     state: State, fields: Mapping[str, str], command_id: str, now: Now, out: Effects
 ) -> Answer:
-    state.halted, state.armed = True, False
+    state.halted, state.armed, state.to_arm = True, False, False
     out.add(Note("WARNING", "halted by command"))
     ops: list[Op] = [
         ("del", state.keys.armed),
@@ -62,6 +62,7 @@ def _halt(
 def _resume(
     state: State, fields: Mapping[str, str], command_id: str, now: Now, out: Effects
 ) -> Answer:
+    state.to_arm = state.to_arm or state.halted
     state.halted = False
     return {"ok": True}, [("hdel", state.keys.breakers, [HALTED])]  # arming follows in main
 

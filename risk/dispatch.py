@@ -2,7 +2,7 @@
 
 An I/O shell of risk/main.py. A stop never queues behind an entry or a query: the last places are
 kept for what reduces risk. While the exchange wants quiet (429, 418) only that goes out. Entries
-end at 80 % of the weight that the exchange allows a minute.
+end at 80 % of the weight and of the orders that the exchange allows.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from risk.exchange import Exchange
 CONCURRENT_MAX: Final = 8  # requests under way
 RESERVED: Final = 3  # of them kept for stops, exits and cancels
 QUEUED_MAX: Final = 2_000  # beyond it the least urgent is refused
-WEIGHT_MAX: Final = 2_400  # a minute, per address
-ENTRY_WEIGHT_SHARE: Final = 0.8
+ORDER_PATHS: Final = frozenset({"/fapi/v1/order", "/fapi/v1/algoOrder"})  # a POST counts
 ENTRY_WAIT_MS: Final = 1_000.0  # real time in the queue; an entry's price is older after it
 assert RESERVED < CONCURRENT_MAX
 log = logging.getLogger("risk")
@@ -82,9 +81,10 @@ class Dispatcher:
         return self._exchange.throttled_until_ms
 
     def _refuse_late(self) -> None:
-        """An entry that waited is refused, wherever it stands: its place is wanted by others."""
+        """An entry that waited is refused, wherever it stands, and so is what was asked for one:
+        an exchange that stood still is not to be met by questions that nobody has any more."""
         oldest_ms = self._boot_ms() - ENTRY_WAIT_MS
-        late = [item for item in self._heap if item[3].fenced and item[2] < oldest_ms]
+        late = [item for item in self._heap if item[0] == ENTRY and item[2] < oldest_ms]
         if not late:
             return
         self._heap = [item for item in self._heap if item not in late]
@@ -98,13 +98,15 @@ class Dispatcher:
             return None
         if self._boot_ms() < self.throttled_until_ms:
             return Throttled(self.throttled_until_ms, "the exchange wants quiet")
-        if self._exchange.used_weight > WEIGHT_MAX * ENTRY_WEIGHT_SHARE:
-            return Refused(0, "request weight is nearly used up")
-        return None
+        weight, speed = self._exchange.used_weight, self._exchange.speed
+        why = self._exchange.budget.entry_refusal(weight, self._boot_ms(), speed)
+        return Refused(0, why) if why else None
 
     async def _run(self, request: Request) -> None:
         sent_ms = self._boot_ms()
         self.sent += 1
+        if request.method == "POST" and request.path in ORDER_PATHS:
+            self._exchange.budget.sent(sent_ms)
         try:
             result = await self._exchange.call(request)
         except Exception as error:  # our own mistake, told loudly; what the request did is unknown

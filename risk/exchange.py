@@ -12,23 +12,28 @@ import asyncio
 import hmac
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 from urllib.parse import quote
 
 import orjson
 
+from risk.budget import Budget
 from risk.events import Done, Refused, Request, Result, Throttled, Unknown
 from risk.transport import Ask, Http, Lost, Told, Unsent
 
 TIMEOUT_MS: Final = 3_000  # then the outcome is unknown and is asked for
 BAN_DEFAULT_MS: Final = 10_000.0  # when a 429 or 418 names no time
 WINDOW_DEFAULT_MS: Final = 5_000  # recvWindow of everything but entries
+OUTSIDE_WINDOW: Final = frozenset({-1021, -5028})  # its clock and ours disagree; surely not done
 UNKNOWN_CODES: Final = frozenset({-1000, -1006, -1007})
 FAILED_503: Final = ("Service Unavailable", "Internal error")
 THROTTLE_CODES: Final = frozenset({-1003, -1015})
 BAN_MAX_MS: Final = 259_200_000.0  # the longest ban is three days
+WHY_CHARS_MAX: Final = 80  # of the exchange's own words in `status`
 CALM_LOOK_S: Final = 1.0  # between two looks at a pause that may have grown
+COUNT_10S: Final = "x-mbx-order-count-10s"
+COUNT_1M: Final = "x-mbx-order-count-1m"
 _BANNED = re.compile(r"banned until (\d{1,15})\b")
 _PLAIN = re.compile(r"[A-Za-z0-9._~-]*")  # needs no encoding
 _PUBLIC: Final = frozenset(
@@ -118,6 +123,11 @@ class Exchange:
         self._key, self._secret = key, secret
         self._market_ms, self._entry_window_ms = market_now_ms, entry_window_ms
         self._boot_ms, self._speed = boot_ms, speed
+        self.budget = Budget()
+        self.resync: Callable[[], Awaitable[object]] | None = None  # measures its clock anew
+        self._syncing = asyncio.Lock()
+        self._synced_ms = -1.0  # boot time of the last measurement that a refusal asked for
+        self._throttled_why = ""
         self.throttled_until_ms = 0.0  # boot time; for everybody who asks through us
         self.used_weight = 0  # of this minute, as the exchange last told it
 
@@ -125,11 +135,23 @@ class Exchange:
     def throttled(self) -> bool:
         return self._boot_ms() < self.throttled_until_ms
 
+    @property
+    def words(self) -> str:
+        """What the exchange asked of us, for `status`; empty when nothing."""
+        left_s = (self.throttled_until_ms - self._boot_ms()) / 1000.0
+        if left_s > 0:
+            return f"the exchange wants quiet for {math.ceil(left_s)} s more: {self._throttled_why}"
+        return self.budget.entry_refusal(self.used_weight, self._boot_ms(), self.speed)
+
     async def calm(self) -> None:
         """Wait out the pause that the exchange named; what protects does not wait here."""
         while self.throttled:
             left_s = (self.throttled_until_ms - self._boot_ms()) / 1000.0
             await asyncio.sleep(min(max(left_s, 0.001), CALM_LOOK_S))
+
+    @property
+    def speed(self) -> float:
+        return self._speed()
 
     async def call(self, request: Request) -> Result:
         """Send one request; the answer as a value."""
@@ -142,8 +164,26 @@ class Exchange:
         params: Mapping[str, str] | None = None,
         fenced: bool = False,
     ) -> Result:
-        """GET, POST, PUT or DELETE on a path like /fapi/v1/order; signed unless it is public."""
+        """GET, POST, PUT or DELETE on a path like /fapi/v1/order; signed unless it is public.
 
+        A timestamp that the exchange mistrusts means that nothing was done: its clock is measured
+        anew and the request sent once more, unless it is an entry.
+        """
+        asked_ms = self._boot_ms()
+        result = await self._fetch(method, path, params, fenced)
+        if self.resync is None or not isinstance(result, Refused):
+            return result
+        if result.code not in OUTSIDE_WINDOW:
+            return result
+        async with self._syncing:  # whoever was refused together is served by one measurement
+            if self._synced_ms < asked_ms:
+                self._synced_ms = self._boot_ms()
+                await self.resync()
+        return result if fenced else await self._fetch(method, path, params, fenced)
+
+    async def _fetch(
+        self, method: str, path: str, params: Mapping[str, str] | None, fenced: bool
+    ) -> Result:
         def make() -> Ask:
             return self._make(method, path, dict(params or {}), fenced)
 
@@ -186,6 +226,9 @@ class Exchange:
         weight = told.headers.get(WEIGHT_HEADER, "")
         if weight.isdigit():
             self.used_weight = int(weight)
+        short, long = told.headers.get(COUNT_10S, ""), told.headers.get(COUNT_1M, "")
+        if short.isdigit() and long.isdigit():
+            self.budget.told(int(short), int(long), self._boot_ms())
         if told.status < 400:
             try:
                 return Done(orjson.loads(told.body))
@@ -197,6 +240,7 @@ class Exchange:
         )
         if isinstance(result, Throttled):
             self.throttled_until_ms = max(self.throttled_until_ms, result.until_ms)
+            self._throttled_why = result.reason[:WHY_CHARS_MAX]
         return result
 
     async def raw(self, path: str) -> Result:

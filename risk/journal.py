@@ -241,6 +241,7 @@ def status_ops(state: State, shell: Mapping[str, str], now: Now) -> list[Op]:
     reason = blocked(state, now)
     places = f"{len(state.positions)}/{state.limits.positions_max}"
     what = f"no entries: {reason}" if reason else "trading"
+    what += f" ({shell['exchange']})" if shell.get("exchange") else ""
     fields = {
         "line": f"{what}, positions {places}, equity {plain(cents(equity(state)))}",
         "epoch": str(state.epoch),

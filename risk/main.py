@@ -29,7 +29,7 @@ from risk.lease import Lease
 from risk.session import RENEW_MS, Session
 from streams import Keys
 
-STANDBY_MS: Final = 200  # between two looks at somebody else's lease
+STANDBY_MS: Final = 200.0  # between two looks at somebody else's lease
 BEAT_S: Final = 0.2
 TIMESTAMP: Final = -1021  # outside of recvWindow: the exchange's clock and ours disagree
 SYNC_TRIES: Final = 100  # for the exchange's clock at the start, a tenth of a second apart
@@ -65,7 +65,7 @@ class Risk:
             boot_ms,
             lambda: self.market.speed,
         )
-        self.wake = asyncio.Event()
+        self.exchange.resync = self.sync_clock
         self.run_id = ""  # of the Redis that this process saw last
         self.take_after_ms = 0.0  # boot time; before it the lease is not taken
 
@@ -170,23 +170,30 @@ class Risk:
     async def standby(self) -> int:
         """Wait until the lease is ours; its epoch, or 0 when asked to stop."""
         while not process.stop:
-            asked_ms, epoch = boot_ms(), 0
+            pause_ms = STANDBY_MS
             try:
                 await self.look_at_server()
-                if boot_ms() < self.take_after_ms:
-                    await asyncio.sleep(STANDBY_MS / 1000)
-                    continue
                 asked_ms = boot_ms()
-                epoch = await streams.lease_take(
-                    self.redis, self.keys, self.lease.holder, self.cfg.lease_ttl_ms
-                )
+                if asked_ms >= self.take_after_ms:
+                    epoch = await streams.lease_take(
+                        self.redis, self.keys, self.lease.holder, self.cfg.lease_ttl_ms
+                    )
+                    if epoch:
+                        self.lease.renewed(asked_ms)
+                        return epoch
+                pause_ms = await self.lease_left_ms()
             except (redis.exceptions.RedisError, OSError) as error:
                 log.warning("redis away while standing by error=%s", type(error).__name__)
-            if epoch:
-                self.lease.renewed(asked_ms)
-                return epoch
-            await asyncio.sleep(STANDBY_MS / 1000)
+            await asyncio.sleep(pause_ms / 1000)
         return 0
+
+    async def lease_left_ms(self) -> float:
+        """Until the next try: the lease may run out before the next look is due."""
+        try:
+            left_ms = await streams.stand_by(self.redis, self.keys, self.lease.holder)
+        except redis.exceptions.OutOfMemoryError:
+            return STANDBY_MS  # a full Redis: nobody sees us stand by, and the lease passes on
+        return min(STANDBY_MS, left_ms + 1.0) if left_ms > 0 else STANDBY_MS
 
     async def look_at_server(self) -> None:
         """A Redis that may have forgotten a lease: its holder must have run out first."""

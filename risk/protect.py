@@ -22,6 +22,8 @@ from risk.state import SEEN_FILLS_MAX, State, own_legs, put_order, remember
 
 RETRY_MS: Final = 250.0  # between two tries of something that must succeed
 RETRY_MS_MAX: Final = 5_000.0
+NAKED_RETRY_MS: Final = 150.0  # between two tries of a stop while its position is naked
+FLATTEN_SHARE: Final = 0.75  # of naked_ms: then the flatten begins, so that the limit is kept
 FILLS_LATE_MS: Final = 1_000.0  # an execution told by REST; after this its trades are asked for
 RESTOP_MS: Final = 200.0  # a stop vanished: the fill that explains it may be on its way
 TARGET_TRIES_MAX: Final = 3  # a missing target costs profit, not safety
@@ -46,6 +48,14 @@ def backoff_ms(state: State, kind: str, key: str) -> float:
     tries = state.tries.get((kind, key), 0)
     state.tries[(kind, key)] = tries + 1
     return float(min(RETRY_MS * 2 ** min(tries, 10), RETRY_MS_MAX))
+
+
+def naked_deadline(state: State, now: Now, since_ms: float | None = None) -> float:
+    """Boot ms at which a position without a stop is flattened. `since_ms`: market time from which
+    it has been naked, now by default; whose clock is wrong halves what is left at most."""
+    allowed_ms = state.limits.naked_ms * FLATTEN_SHARE
+    passed_ms = 0.0 if since_ms is None else (now.market_ms - since_ms) / now.speed
+    return now.boot_ms + allowed_ms - min(max(passed_ms, 0.0), allowed_ms / 2)
 
 
 def forget(state: State, kind: str, key: str) -> None:
@@ -116,7 +126,7 @@ def protect(state: State, symbol: str, now: Now, out: Effects) -> None:
     if position.stop_state in ("none", "gone"):
         place_stop(state, symbol, now, out)
         if state.positions[symbol].naked_ms == UNPROTECTED:
-            at_ms = now.boot_ms + state.limits.naked_ms
+            at_ms = naked_deadline(state, now, position.opened_ms)
             arm_deadline(state, out, "naked", symbol, at_ms, earliest=True)
     if position.target_state in ("none", "gone") and position.target > 0:
         place_target(state, symbol, now, out)
@@ -191,7 +201,7 @@ def leg_gone(state: State, order: Order, now: Now, out: Effects) -> None:
     state.touched[order.symbol] = now.boot_ms
     if position.stop_order == order.id and position.stop_state != "gone":
         state.positions[order.symbol] = replace(position, stop_state="gone")
-        at_ms = now.boot_ms + state.limits.naked_ms
+        at_ms = naked_deadline(state, now)
         arm_deadline(state, out, "naked", order.symbol, at_ms, earliest=True)
         if order.state == "rejected":
             exit_position(state, order.symbol, "stop rejected", now, out)
@@ -273,6 +283,8 @@ def close_reason(position: Position, order: Order | None, fill: Fill) -> str:
         return "liquidation"
     if fill.client_id.startswith("adl_autoclose"):
         return "adl"
+    if fill.client_id.startswith(("settlement_autoclose-", "delivery_autoclose-")):
+        return "delisted"
     return position.exit_reason or "by hand"
 
 

@@ -14,11 +14,19 @@ from typing import Any, Final
 from risk import journal, orders
 from risk.events import Effects, Note, Now, Op, Pushed, Snap
 from risk.instruments import decimal
-from risk.orders import STATES, advance
+from risk.orders import ALGO_STATES, STATES, TERMINAL, advance
 from risk.portfolio import fill_from_push
 from risk.protect import forget, handle_fill, record
 from risk.replies import take_algo
-from risk.state import ORDERS_KEPT_MAX, State, own_legs, pending_entries, put_order, remember
+from risk.state import (
+    ORDERS_KEPT_MAX,
+    State,
+    own_legs,
+    pending_entries,
+    put_order,
+    remember,
+    unprepare,
+)
 
 EXECUTIONS: Final = frozenset({"TRADE", "CALCULATED"})
 RECENT_MS: Final = 5_000.0  # real time; frames of an ended round trip may still arrive
@@ -37,6 +45,8 @@ def on_pushed(state: State, event: Pushed, now: Now, out: Effects) -> None:
         on_algo(state, frame, now, out)
     elif kind == "ACCOUNT_UPDATE":
         on_account(state, frame, now, out)
+    elif kind == "ACCOUNT_CONFIG_UPDATE":
+        on_config(state, frame)
 
 
 def on_order(state: State, o: Mapping[str, Any], now: Now, out: Effects) -> None:
@@ -51,6 +61,9 @@ def on_order(state: State, o: Mapping[str, Any], now: Now, out: Effects) -> None
         order = _leg_by_shape(state, o)
     if order is not None:
         remember(state.children, exchange_id, order.id, ORDERS_KEPT_MAX)
+    if order is None:
+        over = STATES.get(str(o["X"])) in TERMINAL
+        _seen_foreign(state, str(o["s"]), client_id, over, now, out)
     ops: list[Op] = []
     if order is not None and not order.algo:
         executed = max(decimal(o.get("z")), order.executed)
@@ -95,6 +108,8 @@ def on_algo(state: State, frame: Mapping[str, Any], now: Now, out: Effects) -> N
     o = frame["o"]
     order = state.orders.get(str(o["caid"]))
     if order is None:
+        over = ALGO_STATES.get(str(o.get("X", ""))) in TERMINAL
+        _seen_foreign(state, str(o["s"]), str(o["caid"]), over, now, out)
         return
     told = {
         "status": str(o.get("X", "")),
@@ -104,6 +119,42 @@ def on_algo(state: State, frame: Mapping[str, Any], now: Now, out: Effects) -> N
         "reason": str(o.get("rm") or ""),
     }
     take_algo(state, order, told, now, out)
+
+
+def on_config(state: State, frame: Mapping[str, Any]) -> None:
+    """Leverage of a symbol changed, by us or by hand: what differs is set again before an entry."""
+    told = frame.get("ac")
+    if not told:
+        return
+    known = state.tries.get(("leverage", str(told["s"])))
+    if known is not None and known != int(told["l"]):
+        unprepare(state, str(told["s"]))
+
+
+def _seen_foreign(
+    state: State, symbol: str, client_id: str, over: bool, now: Now, out: Effects
+) -> None:
+    """An order of another hand, where we have nothing: while it rests the symbol is theirs."""
+    if state.is_ours(client_id) or _is_used(state, symbol):
+        return
+    if over == (symbol not in state.foreign):
+        return  # nothing new
+    if over or _was_used(state, symbol, now):
+        out.add(Snap("order of another hand"))  # what they have there only a snapshot tells
+    else:
+        state.foreign.add(symbol)
+        out.add(Note("WARNING", f"foreign order symbol={symbol} id={client_id}"))
+
+
+def _is_used(state: State, symbol: str) -> bool:
+    """We hold it, or may in a moment."""
+    pending = any(order.symbol == symbol for order in pending_entries(state))
+    return symbol in state.positions or pending
+
+
+def _was_used(state: State, symbol: str, now: Now) -> bool:
+    """A moment ago: late frames may be about that."""
+    return now.boot_ms - state.touched.get(symbol, -1e18) < RECENT_MS
 
 
 def on_account(state: State, frame: Mapping[str, Any], now: Now, out: Effects) -> None:
@@ -127,11 +178,15 @@ def on_account(state: State, frame: Mapping[str, Any], now: Now, out: Effects) -
             event_id = f"transfer:{reason}:{ms}:{row['wb']}"
             ops += journal.ledger_ops(state, event_id, "transfer", change, row["a"], "", ms)
         state.money = money
+    if reason == "MARGIN_TYPE_CHANGE":
+        for row in account.get("P", ()):
+            if row.get("mt") != "isolated":
+                unprepare(state, str(row["s"]))
     for row in account.get("P", ()):
         symbol, amount = str(row["s"]), decimal(row.get("pa"))
-        if symbol in state.positions or now.boot_ms - state.touched.get(symbol, -1e18) < RECENT_MS:
-            continue  # ours, or ours a moment ago
-        if amount and not any(order.symbol == symbol for order in pending_entries(state)):
+        if symbol in state.positions or _was_used(state, symbol, now):
+            continue
+        if amount and not _is_used(state, symbol):
             state.foreign.add(symbol)
             out.add(Note("WARNING", f"foreign position symbol={symbol} qty={amount}"))
         elif not amount and symbol in state.foreign:

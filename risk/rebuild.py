@@ -21,6 +21,7 @@ from risk.reconcile import Snapshot, parse_snapshot
 from risk.state import SEEN_FILLS_MAX, State, put_order, remember
 
 READ_MAX = 5_000  # hashes in one pipeline
+REVISIONS_MAX = 200  # of one leg that are looked for; more were never seen
 TRUTH = ("v2/account", "v3/positionRisk", "v1/openOrders", "v1/openAlgoOrders")
 log = logging.getLogger("risk")
 
@@ -52,11 +53,29 @@ async def rebuild(r: redis.asyncio.Redis, state: State) -> None:
     for fields in await _hashes(r, [keys.order(name) for name in sorted(wanted - {""})]):
         if fields.get("id"):
             adopt_order(state, orders.from_fields(fields))
+    await _ended_legs(r, state)
     sums: Any = await r.hgetall(keys.portfolio)
     state.money = portfolio.money_from_fields(sums)
     for key in await r.zrange(keys.fill_ids, -SEEN_FILLS_MAX, -1):
         remember(state.seen, str(key), None, SEEN_FILLS_MAX)
     state.halted = bool(await r.hexists(keys.breakers, HALTED))
+
+
+async def _ended_legs(r: redis.asyncio.Redis, state: State) -> None:
+    """The legs of every round trip that is not over, ended ones too: an id that the exchange may
+    have had is never used again, and only its record tells of one that came and went."""
+    causes = {order.cause for order in state.orders.values()}
+    causes |= {position.signal for position in state.positions.values()}
+    wanted = [(cause, leg) for cause in sorted(causes) for leg in orders.LEG_NAMES]
+    for revision in range(REVISIONS_MAX):
+        names = [state.make_id(cause, leg, revision) for cause, leg in wanted]
+        found = await _hashes(r, [state.keys.order(name) for name in names])
+        for name, fields in zip(names, found, strict=True):
+            if fields.get("id") and name not in state.orders:
+                adopt_order(state, orders.from_fields(fields))
+        wanted = [pair for pair, fields in zip(wanted, found, strict=True) if fields.get("id")]
+        if not wanted:
+            return
 
 
 def adopt_order(state: State, order: Order) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
 
@@ -47,6 +47,7 @@ class Snapshot:
     positions: Mapping[str, tuple[Decimal, Decimal]]
     orders: tuple[Resting, ...]
     algos: tuple[Resting, ...]
+    settings: Mapping[str, tuple[int, bool]] = field(default_factory=dict)  # leverage, isolated
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,11 +311,16 @@ def parse_snapshot(
             )
             for row in algo_rows
         ),
+        settings={
+            row["symbol"]: (int(row["leverage"]), row["isolated"] in (True, "true"))
+            for row in account.get("positions", ())
+            if "leverage" in row and "isolated" in row
+        },
     )
 
 
 def snapshot_to_json(snapshot: Snapshot) -> str:
-    """For the `exchange` hash."""
+    """For the `exchange` hash; without the settings, which concern nobody else."""
 
     def rows(restings: tuple[Resting, ...]) -> list[list[str]]:
         return [

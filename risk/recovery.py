@@ -16,10 +16,19 @@ from risk.events import Effects, Note, Now, SnapshotTaken
 from risk.instruments import ZERO
 from risk.orders import Order, advance
 from risk.portfolio import Position
-from risk.protect import RETRY_MS, arm_deadline, place_stop, place_target, protect, record, send_leg
+from risk.protect import (
+    RETRY_MS,
+    arm_deadline,
+    naked_deadline,
+    place_stop,
+    place_target,
+    protect,
+    record,
+    send_leg,
+)
 from risk.reconcile import Action, Resting, Snapshot
 from risk.replies import algos_request, take_algo, trace
-from risk.state import SNAPSHOTS_KEPT_MAX, State, put_order, remember
+from risk.state import SNAPSHOTS_KEPT_MAX, State, put_order, remember, unprepare
 
 START: Final = "start"  # a snapshot taken while nothing else was happening
 AGAIN_MS: Final = 1_000.0  # until the next look at what was in motion
@@ -46,6 +55,9 @@ def on_snapshot(state: State, event: SnapshotTaken, now: Now, out: Effects) -> N
     if event.command_id:
         ops += journal.reply_ops(state, event.command_id, {"ok": True, "snapshot": snapshot.id})
     record(state, out, ops, "snapshot")
+    for symbol, leverage in list(state.prepared.items()):
+        if snapshot.settings.get(symbol, (leverage, True)) != (leverage, True):
+            unprepare(state, symbol)
     if event.reason != "snapshot":  # the job computes the difference itself and asks for each
         correct(state, snapshot, now, out)
     if forced:
@@ -123,7 +135,7 @@ def restore(state: State, position: Position, leg: str, now: Now, out: Effects) 
         arm_deadline(state, out, "stop", symbol, now.boot_ms + 500.0)
         return
     if leg == "stop" and ("naked", symbol) not in state.deadlines:
-        arm_deadline(state, out, "naked", symbol, now.boot_ms + state.limits.naked_ms)
+        arm_deadline(state, out, "naked", symbol, naked_deadline(state, now))
     # one of an earlier epoch may have come and gone: its id is not used again
     if order is not None and order.epoch == state.epoch and not order.terminal:
         send_leg(state, order, now, out)

@@ -31,6 +31,7 @@ from risk.orders import ALGO_STATES, STATES, Order, advance
 from risk.portfolio import fill_from_trade
 from risk.protect import (
     FILLS_LATE_MS,
+    NAKED_RETRY_MS,
     RETRY_MS,
     TARGET_TRIES_MAX,
     arm_deadline,
@@ -51,7 +52,7 @@ HAS_CLOSE_ALL: Final = frozenset({-4130})  # a closePosition order of this kind 
 DUPLICATE_ID: Final = frozenset({-4116, -20132})  # the first send worked
 REDUCE_ONLY_REFUSED: Final = -2022
 UNKNOWN_ORDER: Final = frozenset({-2011, -2013})
-OUTSIDE_WINDOW: Final = frozenset({-1021, -5028})
+NOT_TRADING: Final = frozenset({-4108, -4140, -4141})  # delivering, settling, closed
 NOT_FOUND_MIN: Final = 2  # times "no such order" must be heard
 SETTLE_MS: Final = 1_000.0  # beyond recvWindow, for the exchange's own queue
 
@@ -120,6 +121,9 @@ def _on_entry(state: State, event: Replied, now: Now, out: Effects) -> None:
         reason = f"{code} {result.reason}"
         _ended(state, advance(order, "rejected", int(now.market_ms), reason), now, out)
         out.add(Note("WARNING", f"entry refused order={order.id} code={code} {result.reason}"))
+        rules = state.instruments.get(order.symbol)
+        if code in NOT_TRADING and rules is not None:  # until its rules are read again
+            state.instruments[order.symbol] = replace(rules, status=f"refused with {code}")
 
 
 def _doubt(state: State, order: Order, reason: str, now: Now, out: Effects) -> None:
@@ -267,7 +271,7 @@ def _why(result: object) -> str:
 
 
 def _again(state: State, order: Order, kind: str, result: object, now: Now, out: Effects) -> None:
-    """Send the same leg once more after a pause; the naked deadline runs on."""
+    """Send the same leg once more after a pause, a short one while the naked deadline runs."""
     if order.symbol not in state.positions:
         if isinstance(result, Unknown):
             arm_deadline(state, out, "cancel", order.id, now.boot_ms + RETRY_MS)
@@ -275,6 +279,8 @@ def _again(state: State, order: Order, kind: str, result: object, now: Now, out:
             _ended(state, advance(order, "rejected", int(now.market_ms), _why(result)), now, out)
         return
     pause_ms = backoff_ms(state, kind, order.symbol)
+    if kind == "stop" and ("naked", order.symbol) in state.deadlines:
+        pause_ms = NAKED_RETRY_MS
     if isinstance(result, Throttled):
         pause_ms = max(pause_ms, result.until_ms - now.boot_ms)
     out.add(Note("WARNING", f"{kind} not placed symbol={order.symbol} {_why(result)}"))

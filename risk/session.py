@@ -23,6 +23,7 @@ import process
 import streams
 from risk import journal
 from risk.arming import settings_hash
+from risk.budget import take_limits
 from risk.dispatch import Dispatcher
 from risk.events import (
     CommandRead,
@@ -63,6 +64,7 @@ CONSUMER: Final = "risk"  # one name per account: the lease proves that the othe
 RENEW_MS: Final = 1_000
 TICK_MS: Final = 100  # deadlines are asked for exactly; this is the floor for everything else
 STATUS_MS: Final = 1_000
+RULES_MS: Final = 600_000  # between two looks at the exchange's rules: symbols come and go
 CLOCK_MS: Final = 2_000  # between two looks at the exchange's clock
 BLOCK_MS: Final = 500
 STOP_MS: Final = 5_000  # to finish what is in flight
@@ -73,6 +75,7 @@ BATCH_MAX: Final = 64  # commits in one script: some milliseconds of Redis at mo
 EVENTS_A_TURN: Final = 256  # before the event loop breathes
 SELF_CHECK_MS: Final = 60_000  # two periods of the reconcile job: nobody asked, so ask ourselves
 log = logging.getLogger("risk")
+RULES: Final = ("/fapi/v1/exchangeInfo", "/fapi/v1/leverageBracket")
 RETRY_S: Final = 0.2  # between two tries of a write
 
 
@@ -103,11 +106,11 @@ class Session:
             risk.exchange, epoch, (self.boot_ms, risk.market_ms), self.feed, self.spawn
         )
         self.run_id = ""
-        self.was_halted = False
-        self.tasks: list[asyncio.Task[None]] = []
+        self.tasks: list[asyncio.Task[Any]] = []
         self.commits_dropped = 0
         self.events_dropped = 0
         self.failing = False
+        self.trading_from_wall_ms = 0  # since when we have traded under this epoch
         self.writing = False  # a commit is out of the outbox and not decided yet
 
     # --- clocks and events ---
@@ -149,13 +152,13 @@ class Session:
         finally:
             await self.close()
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, object]) -> None:
         self.tasks = [task for task in self.tasks if not task.done()]
         task = asyncio.create_task(work)
         task.add_done_callback(self._ended)
         self.tasks.append(task)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         """A task of ours that fails is our own mistake: end loudly, be restarted."""
         if not task.cancelled() and task.exception() is not None:
             log.critical("task failed", exc_info=task.exception())
@@ -168,17 +171,10 @@ class Session:
         self.run_id = await self.server_run_id()
         await self.arm()
         exchange = self.risk.exchange
-        paths = ("/fapi/v1/exchangeInfo", "/fapi/v1/leverageBracket")
-        bodies: list[Any] = []
-        while len(bodies) < len(paths):
+        while exchange.throttled or not await self.read_rules():
             if process.stop or self.over.is_set():
                 return
-            if not exchange.throttled:
-                told = await asyncio.gather(*(exchange.fetch("GET", path) for path in paths))
-                bodies = [answer.body for answer in told if isinstance(answer, Done)]
-            if len(bodies) < len(paths):
-                await asyncio.sleep(RETRY_S)
-        self.state.instruments = parse_instruments(*bodies)
+            await asyncio.sleep(RETRY_S)
         user = UserStream(
             exchange, self.cfg.ws_url, self.risk.market.speed, self.user_opened, self.pushed
         )
@@ -188,6 +184,17 @@ class Session:
         self.spawn(self.write())
         self.spawn(self.housekeep())
         self.spawn(self.tick())
+
+    async def read_rules(self) -> bool:
+        """Symbols, brackets and limits as the exchange has them now; False unless all were told."""
+        exchange = self.risk.exchange
+        told = await asyncio.gather(*(exchange.fetch("GET", path) for path in RULES))
+        bodies: list[Any] = [answer.body for answer in told if isinstance(answer, Done)]
+        if len(bodies) < len(RULES):
+            return False
+        self.state.instruments = parse_instruments(*bodies)
+        take_limits(exchange.budget, bodies[0].get("rateLimits", ()))
+        return True
 
     async def loop(self) -> None:
         """One event at a time, effects in order."""
@@ -426,9 +433,7 @@ class Session:
             self.state.entries_after_ms = self.boot_ms() + self.cfg.lease_ttl_ms
             self.feed(Trouble("redis restarted"))
         self.run_id = self.risk.run_id = run_id
-        freed = self.was_halted and not self.state.halted
-        self.was_halted = self.state.halted
-        if freed:
+        if self.state.to_arm:
             await self.arm()
         await self.look_at_armed()
 
@@ -442,13 +447,13 @@ class Session:
 
     async def arm(self) -> None:
         """Other modes than live arm themselves; a halt stays, over restarts too."""
-        self.was_halted = self.state.halted
+        self.state.to_arm = False
         if self.cfg.mode != "live" and not self.cfg.halt and not self.state.halted:
             try:
                 await self.redis.set(self.keys.armed, "by itself")
             except redis.exceptions.OutOfMemoryError:
                 log.error("redis is full: not armed")
-                self.was_halted = True  # so that it is tried again
+                self.state.to_arm = True  # once more at the next look
         await self.look_at_armed()
 
     # --- housekeeping ---
@@ -462,10 +467,13 @@ class Session:
     async def housekeep(self) -> None:
         """Status each second; the exchange's clock; a reconcile when nobody asked for one."""
         synced_ms, told_ms, told = 0.0, 0.0, "nothing yet"
+        rules_ms = self.boot_ms()
         while True:
             await asyncio.sleep(TICK_MS / 1000)
             now = self.now()
             reason = blocked(self.state, now)
+            if not reason and not self.trading_from_wall_ms:
+                self.trading_from_wall_ms = now.wall_ms
             if reason == told and now.boot_ms - told_ms < STATUS_MS:
                 continue
             told, told_ms = reason, now.boot_ms
@@ -473,6 +481,9 @@ class Session:
             ops += journal.status_ops(self.state, self.shell_fields(), now)
             if len(self.outbox) < COMMITS_MAX // 2:
                 self.queue(Commit(tuple(ops), "status"))
+            if now.boot_ms - rules_ms >= RULES_MS and not self.risk.exchange.throttled:
+                rules_ms = now.boot_ms
+                self.spawn(self.read_rules())
             if now.boot_ms - synced_ms >= CLOCK_MS:
                 synced_ms = now.boot_ms
                 await self.risk.sync_clock()
@@ -485,6 +496,7 @@ class Session:
         return {
             "holder": self.lease.holder,
             "pid": str(os.getpid()),
+            "trading_from_wall_ms": str(self.trading_from_wall_ms),
             "outgoing": str(self.dispatcher.busy),
             "requests": str(self.dispatcher.sent),
             "commits_waiting": str(len(self.outbox)),
@@ -492,4 +504,5 @@ class Session:
             "events_dropped": str(self.events_dropped),
             "used_weight": str(self.risk.exchange.used_weight),
             "throttled": str(int(self.risk.exchange.throttled)),
+            "exchange": self.risk.exchange.words,
         }

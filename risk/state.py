@@ -62,6 +62,7 @@ class State:
     # permission
     armed: bool = False
     halted: bool = False
+    to_arm: bool = False  # resumed: the shell arms again, where modes arm themselves
     stopping: bool = False
     reconciled: bool = False
     entries_after_ms: float = 0.0  # boot time: after Redis lost its memory, one TTL of quiet
@@ -91,6 +92,13 @@ def remember(kept: MutableMapping[_K, _V], key: _K, value: _V, most: int) -> Non
     kept[key] = value
     while len(kept) > most:
         del kept[next(iter(kept))]
+
+
+def unprepare(state: State, symbol: str) -> None:
+    """Leverage and margin type of a symbol are not known any more: set before its next entry."""
+    state.prepared.pop(symbol, None)
+    for setting in ("margin", "leverage"):
+        state.tries.pop((setting, symbol), None)
 
 
 def put_order(state: State, order: Order) -> None:

@@ -37,7 +37,7 @@ from risk.events import (
 from risk.gate import Funding, Judgement, Quote, Verdict
 from risk.instruments import decimal
 from risk.portfolio import Position
-from risk.state import State
+from risk.state import State, unprepare
 
 STAGNATION_SHARE: Final = Decimal("0.001")  # +-0.1 %
 TRIES_MAX: Final = 4_000  # counters of back-off; those of nothing due are forgotten
@@ -71,6 +71,8 @@ def step(state: State, event: Event, now: Now) -> list[Effect]:
         on_commit_failed(state, event, now, out)
     elif isinstance(event, Trouble):
         state.reconciled = False
+        for symbol in list(state.prepared):  # what others changed meanwhile was not told
+            unprepare(state, symbol)
         out.add(Note("WARNING", f"entries wait for a reconcile: {event.reason}"))
         out.add(Snap("trouble"))
     elif isinstance(event, Stopping):

@@ -12,9 +12,10 @@ import pytest
 from test_maintenance_audit import CAUSE, Ledger, cid
 
 from maintenance import chaos, chaos_check, chaos_plan
-from maintenance.chaos_check import CHECKS, Evidence, check_all, merged, uncovered
+from maintenance.chaos_check import CHECKS, Evidence, check_all, judged, merged, uncovered
 
 TTL_S = 3.0
+FIRST_ORDER = 3  # in the ledger of a good run
 
 
 # --- the plan ---
@@ -39,8 +40,9 @@ def test_a_stopped_holder_sleeps_past_its_lease() -> None:
 
 
 def test_only_faults_of_answers_fall_on_a_deaf_risk() -> None:
-    deaf = {step.kind for step in chaos_plan.plan(1, TTL_S, 500) if step.deaf_s}
+    deaf = {step.kind for step in chaos_plan.plan(1, TTL_S, 2_000) if step.deaf_s}
     assert deaf == set(chaos_plan.DEAF_KINDS)
+    assert len(deaf) == 7
     assert "unknown_executed" in deaf and "reply_lost" in deaf and "ban" not in deaf
 
 
@@ -58,12 +60,20 @@ def test_the_venue_takes_every_fault_that_is_planned() -> None:
 
 def row(name: str, state: str, at_ms: int, leg: str = "entry", epoch: int = 5) -> Any:
     fields = {"id": name, "cause": "s1", "leg": leg, "state": state, "epoch": str(epoch)}
+    fields |= {"symbol": "BTCUSDT", "qty": "0", "wall_ms": str(at_ms)}
     return f"{at_ms}-0", fields
+
+
+def set_up(ledger: Ledger, symbol: str = "BTCUSDT") -> None:
+    """Isolated at 3x, as risk leaves a symbol before its first entry."""
+    ledger.add("margin_type", symbol=symbol, value="isolated")
+    ledger.add("leverage", symbol=symbol, value=3)
 
 
 def good() -> Evidence:
     """One round trip, recorded as it should be."""
     ledger = Ledger()
+    set_up(ledger)
     start_ms = ledger.wall_ms
     ledger.round_trip()
     entry, stop = cid("e", CAUSE), cid("s", CAUSE)
@@ -93,6 +103,9 @@ def good() -> Evidence:
         positions_max=3,
         naked_ms_max=1_000,
         naked_ms_max_over_all=4_500,
+        foreign=[("ETHUSDT", start_ms, start_ms + 60_000)],
+        takeovers=[("kill_holder", 3_400)],
+        takeover_ms_max=5_000,
     )
 
 
@@ -112,7 +125,7 @@ def two_ends(e: Evidence) -> Evidence:
 
 
 def accepted_twice(e: Evidence) -> Evidence:
-    again = dict(e.ledger[1], seq=len(e.ledger) + 1)
+    again = dict(e.ledger[FIRST_ORDER], seq=len(e.ledger) + 1)
     return replace(e, ledger=[*e.ledger, again])
 
 
@@ -121,7 +134,7 @@ def never_recorded(e: Evidence) -> Evidence:
 
 
 def recorded_late(e: Evidence) -> Evidence:
-    late = row(cid("e", CAUSE), "intent", int(e.ledger[1]["wall_ms"]) + 1)
+    late = row(cid("e", CAUSE), "intent", int(e.ledger[FIRST_ORDER]["wall_ms"]) + 1)
     return replace(e, orders=[late, *e.orders[1:]])
 
 
@@ -168,11 +181,37 @@ def one_too_many(e: Evidence) -> Evidence:
 
 
 def naked_too_long(e: Evidence) -> Evidence:
-    return replace(e, naked_ms_max=99 - chaos_check.GRACE_MS)
+    return replace(e, naked_ms_max=99)
 
 
 def naked_over_all(e: Evidence) -> Evidence:
-    return replace(e, naked_ms_max_over_all=99 - chaos_check.GRACE_MS)
+    return replace(e, naked_ms_max_over_all=99)
+
+
+def taken_over_late(e: Evidence) -> Evidence:
+    return replace(e, takeovers=[("kill_holder", 5_000), ("stop_holder", 5_001)])
+
+
+def entered_theirs(e: Evidence) -> Evidence:
+    ms = int(e.ledger[FIRST_ORDER]["wall_ms"])
+    return replace(e, foreign=[("BTCUSDT", ms - chaos_check.FOREIGN_TOLD_MS, ms + 1)])
+
+
+def entered_crossed(e: Evidence) -> Evidence:
+    ledger = [dict(event) for event in e.ledger]
+    ledger[1] |= {"value": "cross", "wall_ms": 0}
+    return replace(e, ledger=ledger)
+
+
+def entered_at_another_leverage(e: Evidence) -> Evidence:
+    ledger = [dict(event) for event in e.ledger]
+    ledger[2] |= {"value": 4, "wall_ms": 0}
+    return replace(e, ledger=ledger)
+
+
+def never_set_up(e: Evidence) -> Evidence:
+    ledger = [dict(event, symbol="ETHUSDT", type="other") for event in e.ledger[1:3]]
+    return replace(e, ledger=[e.ledger[0], *ledger, *e.ledger[3:]])
 
 
 def left_open(e: Evidence) -> Evidence:
@@ -209,6 +248,11 @@ CASES: list[tuple[str, Callable[[Evidence], Evidence]]] = [
     ("positions within limit", one_too_many),
     ("stops in time", naked_too_long),
     ("stops in time over all", naked_over_all),
+    ("take-over in time", taken_over_late),
+    ("foreign left alone", entered_theirs),
+    ("settings verified", entered_crossed),
+    ("settings verified", entered_at_another_leverage),
+    ("settings verified", never_set_up),
     ("nothing left open", left_open),
     ("nothing left open", believed_open),
     ("came to rest", restless),
@@ -253,7 +297,69 @@ def test_a_fill_overrides_an_end_that_was_only_inferred() -> None:
     ],
 )
 def test_an_excuse_starts_the_limit_anew(spans: list[tuple[int, int]], left_ms: int) -> None:
-    assert uncovered((0, 100), spans) == left_ms
+    pieces = uncovered((0, 100), spans)
+    assert max((end - start for start, end in pieces), default=0) == left_ms
+
+
+@pytest.mark.parametrize(
+    ("begun", "ms"),
+    [
+        ([], 1_800),
+        ([-1], 1_800),
+        ([999], 801),
+        ([1_000], 800),
+        ([1_001], 1_800),
+        ([200, 900], 1_600),
+    ],
+)
+def test_a_flatten_begun_within_the_limit_is_judged_from_its_beginning(
+    begun: list[int], ms: int
+) -> None:
+    assert judged((0, 1_800), begun, 1_000) == ms
+    assert judged((0, 1_000), begun, 1_000) == 1_000
+
+
+def test_a_flatten_begins_when_it_is_recorded_with_its_size() -> None:
+    """The planned close is written with the entry, without one: nothing was sent then."""
+
+    def closing(name: str, leg: str, qty: str, ms: int) -> Any:
+        fields = {"id": name, "leg": leg, "symbol": "BTCUSDT", "qty": qty, "wall_ms": str(ms)}
+        return f"{ms}-0", fields
+
+    rows = [
+        closing("c0", "emergency close", "0", 1),
+        closing("c0", "emergency close", "2", 700),
+        closing("c0", "emergency close", "2", 750),
+        closing("x0", "exit", "2", 600),
+        closing("s0", "stop", "2", 500),
+    ]
+    assert chaos_check.flattens(rows) == {"BTCUSDT": [600, 700]}
+
+
+@pytest.mark.parametrize(("late_ms", "wrong"), [(-1, 0), (0, 1), (1, 1)])
+def test_what_nobody_could_know_yet_is_no_trespass(late_ms: int, wrong: int) -> None:
+    e = good()
+    start_ms = int(e.ledger[FIRST_ORDER]["wall_ms"]) - chaos_check.FOREIGN_TOLD_MS - late_ms
+    foreign = [("BTCUSDT", start_ms, start_ms + 60_000)]
+    told = chaos_check.foreign_left_alone(replace(e, foreign=foreign))
+    assert len([text for text in told if "e0" in text]) == wrong
+
+
+@pytest.mark.parametrize(("late_ms", "wrong"), [(-1, 0), (0, 0), (1, 1)])
+def test_a_setting_that_was_changed_just_now_is_no_violation(late_ms: int, wrong: int) -> None:
+    e = good()
+    ledger = [dict(event) for event in e.ledger]
+    at_ms = int(ledger[FIRST_ORDER]["wall_ms"]) - chaos_check.SETTINGS_TOLD_MS - late_ms
+    ledger[2] |= {"value": 9, "wall_ms": at_ms}
+    assert len(chaos_check.settings_verified(replace(e, ledger=ledger))) == wrong
+
+
+def test_a_refusal_excuses_from_its_strike_on() -> None:
+    def fault(ms: int, state: str = "happened", kind: str = "ban") -> dict[str, Any]:
+        return {"type": "fault", "state": state, "kind": kind, "wall_ms": ms}
+
+    ledger = [fault(5, "planned"), fault(7, kind="busy"), fault(8), fault(9), fault(30)]
+    assert chaos.struck(ledger, [(1, 20), (21, 25), (30, 40)]) == [(8, 20), (30, 40)]
 
 
 def test_excuses_that_overlap_are_one() -> None:
@@ -266,7 +372,9 @@ def test_naked_time_is_judged_by_what_nothing_excuses() -> None:
     late.round_trip(naked_ms=4_000)
     e = replace(good(), ledger=late.events)
     assert len(chaos_check.stops_in_time(e)) == 1
-    assert not chaos_check.stops_in_time(replace(e, taken_over=[(start_ms, start_ms + 2_000)]))
+    for left_ms, wrong in ((999, 0), (1_000, 0), (1_001, 1)):
+        taken_over = [(start_ms, start_ms + 4_000 - left_ms)]
+        assert len(chaos_check.stops_in_time(replace(e, taken_over=taken_over))) == wrong
 
 
 def test_a_take_over_excuses_no_longer_than_it_may_last() -> None:

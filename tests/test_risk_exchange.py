@@ -12,13 +12,18 @@ from urllib.parse import parse_qsl
 
 import pytest
 from aiohttp import web
+from risk_desk import Desk
 
-from risk.dispatch import CONCURRENT_MAX, RESERVED, Dispatcher
+from risk import journal
+from risk.budget import Budget, take_limits
+from risk.dispatch import CONCURRENT_MAX, QUEUED_MAX, RESERVED, Dispatcher
 from risk.events import (
     CANCEL,
     ENTRY,
     HISTORY,
     PROTECT,
+    RECONCILE,
+    TARGET,
     Done,
     Query,
     Refused,
@@ -240,6 +245,7 @@ class Slow:
         self.seen: list[str] = []
         self.gate = asyncio.Event()
         self.used_weight = 0
+        self.budget, self.speed = Budget(), 1.0
         self.throttled_until_ms = 0.0
         self.answer: Result = Done({})
 
@@ -289,9 +295,197 @@ def test_the_most_urgent_goes_first() -> None:
     assert asyncio.run(work()).index("entry") == CONCURRENT_MAX - RESERVED
 
 
+def test_outgoing_work_leaves_in_the_order_of_its_urgency() -> None:
+    """protect and exit, target, cancel, reconcile, entry, history; in each as it was asked."""
+
+    async def work() -> list[str]:
+        slow = Slow()
+        dispatcher = Dispatcher(slow, lambda reply: None, lambda: 0.0)  # type: ignore[arg-type]
+        for number in range(CONCURRENT_MAX):
+            dispatcher.put(ask(f"busy{number}", PROTECT))
+        for turn in (1, 2):
+            for priority in (HISTORY, ENTRY, RECONCILE, CANCEL, TARGET, PROTECT):
+                dispatcher.put(ask(f"{priority}-{turn}", priority))
+        await asyncio.sleep(0)
+        slow.gate.set()
+        for _ in range(60):
+            await asyncio.sleep(0)
+        await dispatcher.close()
+        return slow.seen[CONCURRENT_MAX:]
+
+    order = (PROTECT, TARGET, CANCEL, RECONCILE, ENTRY, HISTORY)
+    assert asyncio.run(work()) == [f"{kind}-{turn}" for kind in order for turn in (1, 2)]
+
+
+@pytest.mark.parametrize("speed", [1.0, 30.0])
+@pytest.mark.parametrize(("most", "window_ms"), [(300, 10_000), (1_200, 60_000)])
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_entries_end_at_four_fifths_of_the_orders(
+    speed: float, most: int, window_ms: int, more: int
+) -> None:
+    """Within a window of market time; the moment after it they go on."""
+    budget, spread_ms = Budget(), window_ms / speed
+    count = most * 4 // 5 + more
+    for number in range(count):
+        budget.sent(number * spread_ms / count)
+    if most == 1_200:
+        budget.short.orders_max = 10_000
+    newest_ms = (count - 1) * spread_ms / count
+    assert bool(budget.entry_refusal(0, newest_ms, speed)) is (more >= 0)
+    assert not budget.entry_refusal(0, newest_ms + spread_ms, speed)
+
+
+@pytest.mark.parametrize(("told", "sent"), [(239, True), (240, False), (241, False)])
+def test_orders_of_whoever_held_before_are_known_from_the_exchange(told: int, sent: bool) -> None:
+    budget = Budget()
+    budget.told(told, told, 1_000.0)
+    assert (not budget.entry_refusal(0, 10_999.0, 1.0)) is sent
+    assert not budget.entry_refusal(0, 11_000.0, 1.0)
+
+
+def test_the_exchange_s_own_limits_are_taken() -> None:
+    budget = Budget()
+    rows = [
+        {"rateLimitType": "REQUEST_WEIGHT", "interval": "MINUTE", "intervalNum": 1, "limit": 10},
+        {"rateLimitType": "ORDERS", "interval": "MINUTE", "intervalNum": 1, "limit": 20},
+        {"rateLimitType": "ORDERS", "interval": "SECOND", "intervalNum": 10, "limit": 30},
+        {"rateLimitType": "RAW_REQUESTS", "interval": "MINUTE", "intervalNum": 5, "limit": 1},
+    ]
+    take_limits(budget, rows)
+    assert (budget.weight_max, budget.long.orders_max, budget.short.orders_max) == (10, 20, 30)
+    assert not budget.entry_refusal(8, 0.0, 1.0) and budget.entry_refusal(9, 0.0, 1.0)
+    take_limits(budget, [])
+    assert budget.weight_max == 10
+
+
+def test_at_the_limit_of_orders_an_entry_is_refused_and_an_exit_leaves() -> None:
+    async def work() -> tuple[list[str], list[Replied]]:
+        slow = Slow()
+        slow.gate.set()
+        replies: list[Replied] = []
+        dispatcher = Dispatcher(slow, replies.append, lambda: 0.0)  # type: ignore[arg-type]
+        for number in range(300):
+            dispatcher.put(entry(f"stop{number}", fenced=False, priority=PROTECT))
+            await asyncio.sleep(0)
+        dispatcher.put(entry("entry"))
+        dispatcher.put(entry("exit", fenced=False, priority=PROTECT))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await dispatcher.close()
+        return slow.seen, replies
+
+    seen, replies = asyncio.run(work())
+    assert len(seen) == 301 and seen[-1] == "exit"
+    refused = [r for r in replies if isinstance(r.result, Refused)]
+    assert [r.request.about for r in refused] == ["entry"]
+    assert "300 of 300" in str(refused[0].result)
+
+
+def test_counts_of_orders_are_read_from_the_headers() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        counts = {"X-MBX-ORDER-COUNT-10S": "240", "X-MBX-ORDER-COUNT-1M": "7"}
+        return web.json_response({"orderId": 1}, headers=counts)
+
+    async def work(exchange: Exchange) -> str:
+        assert exchange.words == ""
+        await exchange.call(entry())
+        return exchange.words
+
+    assert asyncio.run(served(handler, work)) == "orders are nearly used up: 240 of 300"
+
+
+@pytest.mark.parametrize(("http", "code"), [(429, -1003), (418, -1003), (429, -1015)])
+def test_status_says_in_words_until_when_the_exchange_wants_quiet(http: int, code: int) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.json_response({"code": code, "msg": "slow down"}, status=http, headers=RETRY)
+
+    async def work(exchange: Exchange) -> str:
+        await exchange.fetch("GET", "/fapi/v1/time")
+        return exchange.words
+
+    words = asyncio.run(served(handler, work))
+    assert words == f"the exchange wants quiet for 7 s more: {http} {code} slow down"
+    desk = Desk()
+    line = journal.status_ops(desk.state, {"exchange": words}, desk.now)[0][2]["line"]
+    assert line.startswith(f"trading ({words}), positions 0/3")
+
+
+@pytest.mark.parametrize("weight", [1_920, 1_921, 2_400])
+@pytest.mark.parametrize("priority", [PROTECT, TARGET, CANCEL, RECONCILE])
+def test_no_weight_stops_what_is_no_entry(weight: int, priority: int) -> None:
+    async def work() -> list[str]:
+        slow = Slow()
+        slow.used_weight = weight
+        dispatcher = Dispatcher(slow, lambda reply: None, lambda: 0.0)  # type: ignore[arg-type]
+        dispatcher.put(ask("other", priority))
+        await asyncio.sleep(0)
+        await dispatcher.close()
+        return slow.seen
+
+    assert asyncio.run(work()) == ["other"]
+
+
+@pytest.mark.parametrize(("at_ms", "sent"), [(4_999.0, False), (5_000.0, True), (5_001.0, True)])
+@pytest.mark.parametrize("priority", [RECONCILE, HISTORY])
+def test_the_rest_goes_on_at_the_time_that_the_exchange_named(
+    at_ms: float, sent: bool, priority: int
+) -> None:
+    async def work() -> list[str]:
+        slow, now_ms = Slow(), [0.0]
+        slow.throttled_until_ms = 5_000.0
+        dispatcher = Dispatcher(slow, lambda reply: None, lambda: now_ms[0])  # type: ignore[arg-type]
+        dispatcher.put(ask("later", priority))
+        await asyncio.sleep(0)
+        assert not slow.seen
+        now_ms[0] = at_ms
+        dispatcher.pump()
+        await asyncio.sleep(0)
+        await dispatcher.close()
+        return slow.seen
+
+    assert bool(asyncio.run(work())) is sent
+
+
+@pytest.mark.parametrize(("at_ms", "sent"), [(4_999.0, False), (5_000.0, True)])
+def test_entries_go_on_at_the_time_that_the_exchange_named(at_ms: float, sent: bool) -> None:
+    async def work() -> tuple[list[str], list[Replied]]:
+        slow = Slow()
+        replies: list[Replied] = []
+        slow.throttled_until_ms = 5_000.0
+        dispatcher = Dispatcher(slow, replies.append, lambda: at_ms)  # type: ignore[arg-type]
+        dispatcher.put(entry("entry"))
+        await asyncio.sleep(0)
+        await dispatcher.close()
+        return slow.seen, replies
+
+    seen, replies = asyncio.run(work())
+    assert bool(seen) is sent and bool(replies) is not sent
+
+
+@pytest.mark.parametrize("queued", [QUEUED_MAX - 1, QUEUED_MAX, QUEUED_MAX + 1])
+def test_a_full_heap_refuses_all_but_what_reduces_risk(queued: int) -> None:
+    async def work() -> tuple[int, int]:
+        slow = Slow()
+        replies: list[Replied] = []
+        dispatcher = Dispatcher(slow, replies.append, lambda: 0.0)  # type: ignore[arg-type]
+        for number in range(CONCURRENT_MAX):
+            dispatcher.put(ask(f"busy{number}", PROTECT))
+        for number in range(queued):
+            dispatcher.put(ask(f"h{number}", HISTORY))
+        refused = len(replies)
+        for priority in (PROTECT, TARGET, CANCEL):
+            dispatcher.put(ask(f"urgent{priority}", priority))
+        urgent = len(replies) - refused
+        await dispatcher.close()
+        return refused, urgent
+
+    assert asyncio.run(work()) == (max(0, queued - QUEUED_MAX), 0)
+
+
 def test_a_throttled_address_refuses_entries_and_lets_exits_through() -> None:
     async def work() -> tuple[list[str], list[Replied]]:
-        slow, replies = Slow(), []
+        slow = Slow()
+        replies: list[Replied] = []
         slow.answer = Throttled(5_000.0, "429")
         slow.gate.set()
         dispatcher = Dispatcher(slow, replies.append, lambda: 0.0)  # type: ignore[arg-type]
@@ -329,7 +523,8 @@ def test_entries_end_at_four_fifths_of_the_weight(weight: int, sent: bool) -> No
 @pytest.mark.parametrize(("after_ms", "sent"), [(999.0, True), (1_000.0, True), (1_001.0, False)])
 def test_an_entry_that_waited_too_long_is_refused(after_ms: float, sent: bool) -> None:
     async def work() -> tuple[list[str], list[Replied]]:
-        slow, replies, now_ms = Slow(), [], [0.0]
+        slow, now_ms = Slow(), [0.0]
+        replies: list[Replied] = []
         dispatcher = Dispatcher(slow, replies.append, lambda: now_ms[0])  # type: ignore[arg-type]
         for number in range(CONCURRENT_MAX):
             dispatcher.put(ask(f"h{number}", CANCEL))
@@ -349,7 +544,8 @@ def test_an_entry_that_waited_too_long_is_refused(after_ms: float, sent: bool) -
 
 def test_a_late_entry_is_refused_while_the_address_is_throttled() -> None:
     async def work() -> list[Replied]:
-        slow, replies, now_ms = Slow(), [], [0.0]
+        slow, now_ms = Slow(), [0.0]
+        replies: list[Replied] = []
         dispatcher = Dispatcher(slow, replies.append, lambda: now_ms[0])  # type: ignore[arg-type]
         for number in range(CONCURRENT_MAX):
             dispatcher.put(ask(f"h{number}", CANCEL))
@@ -361,6 +557,31 @@ def test_a_late_entry_is_refused_while_the_address_is_throttled() -> None:
 
     (reply,) = asyncio.run(work())
     assert reply.request.about == "entry" and isinstance(reply.result, Refused)
+
+
+@pytest.mark.parametrize(("after_ms", "asked"), [(999.0, 9), (1_000.0, 9), (1_001.0, 0)])
+def test_what_was_asked_for_entries_is_not_asked_later(after_ms: float, asked: int) -> None:
+    """An exchange that stood still is not met by a backlog of questions that are over."""
+
+    async def work() -> tuple[list[str], list[Replied]]:
+        slow, now_ms = Slow(), [0.0]
+        replies: list[Replied] = []
+        dispatcher = Dispatcher(slow, replies.append, lambda: now_ms[0])  # type: ignore[arg-type]
+        for number in range(CONCURRENT_MAX):
+            dispatcher.put(ask(f"c{number}", CANCEL))
+        for number in range(9):
+            dispatcher.put(ask(f"q{number}", ENTRY))
+        dispatcher.put(ask("r", RECONCILE))
+        now_ms[0] = after_ms
+        slow.gate.set()
+        for _ in range(40):
+            await asyncio.sleep(0)
+        await dispatcher.close()
+        return slow.seen, replies
+
+    seen, replies = asyncio.run(work())
+    assert sum(about.startswith("q") for about in seen) == asked and "r" in seen
+    assert len(replies) == CONCURRENT_MAX + 10
 
 
 def test_a_raise_inside_a_request_is_answered_as_unknown() -> None:
@@ -390,6 +611,52 @@ def test_one_throttled_answer_quiets_every_caller() -> None:
         return before, exchange.throttled_until_ms, exchange.throttled
 
     assert asyncio.run(served(handler, work)) == (False, 7_000.0, True)
+
+
+@pytest.mark.parametrize(("fenced", "times"), [(False, 2), (True, 1)])
+@pytest.mark.parametrize("code", [-1021, -5028])
+def test_a_mistrusted_timestamp_measures_the_clock_and_asks_once_more(
+    fenced: bool, times: int, code: int
+) -> None:
+    """It was surely not done; an entry is never sent again all the same."""
+    seen: list[str] = []
+    synced: list[int] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        seen.append(request.path)
+        return web.json_response({"code": code, "msg": "Timestamp"}, status=400)
+
+    async def work(exchange: Exchange) -> Result:
+        async def resync() -> None:
+            synced.append(len(seen))
+
+        exchange.resync = resync
+        return await exchange.call(entry(fenced=fenced))
+
+    result = asyncio.run(served(handler, work))
+    assert isinstance(result, Refused) and result.code == code
+    assert len(seen) == times and synced == [1]
+
+
+def test_who_is_mistrusted_together_is_served_by_one_measurement() -> None:
+    synced: list[int] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        if synced:
+            return web.json_response({"orderId": 1})
+        return web.json_response({"code": -1021, "msg": "Timestamp"}, status=400)
+
+    async def work(exchange: Exchange) -> list[Result]:
+        async def resync() -> None:
+            await asyncio.sleep(0.05)
+            synced.append(1)
+
+        exchange.resync = resync
+        calls = [exchange.call(entry(str(number), fenced=False)) for number in range(5)]
+        return list(await asyncio.gather(*calls))
+
+    results = asyncio.run(served(handler, work))
+    assert synced == [1] and all(isinstance(result, Done) for result in results)
 
 
 # --- snapshots ---

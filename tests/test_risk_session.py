@@ -14,11 +14,12 @@ from risk_desk import KEYS, Desk, sends
 import process
 import streams
 from risk import session
-from risk.events import Commit, CommitFailed, Done, Trouble
+from risk.events import CommandRead, Commit, CommitFailed, Done, Trouble
 from risk.gate import Limits
 from risk.lease import Lease
 from risk.main import Risk
 from risk.session import Session
+from risk.step import step
 
 
 def make_session(r: Any = None) -> Session:
@@ -27,6 +28,7 @@ def make_session(r: Any = None) -> Session:
     risk: Any = SimpleNamespace(
         cfg=cfg, keys=KEYS, redis=r, lease=Lease("me", 3_000), exchange=exchange, run_id=""
     )
+    risk.market = SimpleNamespace(speed=1.0)
     risk.market_ms = lambda: 0.0
     return Session(risk, 1, Limits())
 
@@ -169,6 +171,39 @@ def test_opening_on_a_full_redis_is_not_armed_and_goes_on(redis_url: str) -> Non
         finally:
             await r.config_set("maxmemory", 0)
             await r.aclose()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("looks_between", [0, 1])
+def test_a_resume_arms_again_however_soon_it_follows_the_halt(
+    redis_url: str, looks_between: int
+) -> None:
+    async def work() -> None:
+        r = streams.connect_async(redis_url)
+        await r.set(KEYS.epoch, "1")
+        held = make_session(r)
+        await held.arm()
+        assert held.state.armed
+
+        async def command(name: str) -> None:
+            fields = {"name": name, "id": name}
+            for effect in step(held.state, CommandRead("1-0", fields), held.now()):
+                if isinstance(effect, Commit):
+                    assert await streams.commit(r, KEYS, epoch=1, ops=effect.ops) == "ok"
+
+        await command("halt")
+        for _ in range(looks_between):
+            await held.look_at_redis()
+            assert not held.state.armed
+        await command("resume")
+        await held.look_at_redis()
+        assert held.state.armed
+        await r.delete(KEYS.armed)  # by hand: that stands, nobody arms again
+        await command("resume")
+        await held.look_at_redis()
+        assert not held.state.armed
+        await r.aclose()
 
     asyncio.run(work())
 

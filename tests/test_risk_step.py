@@ -22,8 +22,12 @@ from risk import orders
 from risk.events import (
     Commit,
     Done,
+    Effect,
+    Event,
     MarksSeen,
+    Pushed,
     Refused,
+    Send,
     Stopping,
     Throttled,
     Unknown,
@@ -181,17 +185,37 @@ def test_trades_that_the_user_stream_does_not_bring_are_asked_for() -> None:
     assert desk.state.positions["BTCUSDT"].qty == 1
 
 
-@pytest.mark.parametrize(("after_ms", "flat"), [(999, False), (1_000, True), (1_001, True)])
-def test_a_position_without_a_confirmed_stop_is_flattened_at_naked_ms(
-    after_ms: int, flat: bool
+@pytest.mark.parametrize(("after_ms", "flat"), [(749, False), (750, True), (751, True)])
+@pytest.mark.parametrize("late_ms", [0, 100, 375, 10_000])
+def test_a_position_without_a_stop_begins_to_leave_before_naked_ms_is_over(
+    after_ms: int, flat: bool, late_ms: int
 ) -> None:
+    """Counted from the fill, however late it was told; a clock that is wrong halves the time."""
     desk = Desk()
     entry = sends(desk.signal(), "entry")[0]
-    desk.fill(entry, "1", "1000")
+    desk.market_ms -= late_ms
+    told = orders_fill_at(desk, entry)
+    desk.market_ms += late_ms
+    desk.do(told)
+    after_ms -= min(late_ms, 375)
     exits = sends(desk.wait(after_ms), "exit")
     assert bool(exits) is flat
     if flat:
         assert exits[0].params["type"] == "MARKET" and exits[0].params["reduceOnly"] == "true"
+
+
+def orders_fill_at(desk: Desk, entry: Send) -> Pushed:
+    """The fill of an entry as the exchange tells it at this market time."""
+    taken: list[Event] = []
+
+    class Twin(Desk):
+        def do(self, event: Event) -> list[Effect]:
+            taken.append(event)
+            return []
+
+    Twin(market_ms=desk.market_ms).fill(entry, "1", "1000")
+    assert isinstance(taken[0], Pushed)
+    return taken[0]
 
 
 def test_a_confirmed_stop_ends_the_naked_time_and_records_it() -> None:
@@ -232,8 +256,22 @@ def test_a_stop_is_sent_again_until_it_stands(answer: Unknown | Refused) -> None
     entry = sends(desk.signal(), "entry")[0]
     stop = sends(desk.fill(entry, "1", "1000"), "stop")[0]
     desk.reply(stop, answer)
-    again = sends(desk.wait(250), "stop")
+    again = sends(desk.wait(150), "stop")
     assert [s.about for s in again] == [stop.about]
+
+
+def test_a_stop_is_tried_five_times_before_its_position_is_left() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    tries = sends(desk.fill(entry, "1", "1000"), "stop")
+    for _ in range(4):
+        desk.reply(tries[-1], Refused(-1001, "Internal error"))
+        done = desk.wait(150)
+        assert not sends(done, "exit")
+        tries += sends(done, "stop")
+    assert len(tries) == 5
+    desk.reply(tries[-1], Refused(-1001, "Internal error"))
+    assert len(sends(desk.wait(150), "exit")) == 1
 
 
 def test_a_throttled_stop_does_not_wait_past_the_naked_deadline() -> None:
@@ -542,7 +580,7 @@ def test_a_stop_that_vanished_and_cannot_be_put_back_is_not_left_naked() -> None
     desk.algo(stop, "CANCELED")
     again = sends(desk.wait(200), "stop")[0]
     desk.reply(again, Refused(-1008, "overload"))
-    assert not sends(desk.wait(799), "exit")
+    assert not sends(desk.wait(549), "exit")
     assert len(sends(desk.wait(1), "exit")) == 1
 
 

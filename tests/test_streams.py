@@ -197,6 +197,27 @@ def fill_up(url: str, full: bool) -> None:
     plain.close()
 
 
+def test_who_stands_by_is_seen_and_learns_when_the_lease_runs_out(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "STANDBY_KEPT_MS", 200)
+    look = streams.connect(redis_url)
+
+    async def body(r: redis.asyncio.Redis) -> None:
+        assert streams.standing_by(look, KEYS) == []
+        assert await streams.stand_by(r, KEYS, "one") < 0  # nobody holds it
+        assert streams.standing_by(look, KEYS) == ["one"]
+        assert await streams.lease_take(r, KEYS, "one", 3000)
+        assert streams.standing_by(look, KEYS) == []  # the holder waits for nothing
+        assert 2_500 < await streams.stand_by(r, KEYS, "two") <= 3_000
+        assert streams.standing_by(look, KEYS) == ["two"]
+        await asyncio.sleep(0.25)
+        assert streams.standing_by(look, KEYS) == []
+
+    run(redis_url, body)
+    look.close()
+
+
 def test_a_full_redis_gives_a_lease_and_takes_no_entry(redis_url: str) -> None:
     ops = [("xadd", KEYS.orders, {"state": "intent"}), ("sadd", KEYS.orders_open, "a")]
 

@@ -254,6 +254,28 @@ def test_delisting_expires_orders_and_settles_the_position_at_the_mark() -> None
     assert handler(rest.Call(made.world, made.desk, params, made.now)).code == -4141
 
 
+@pytest.mark.parametrize(("rate", "paid"), [("0.001", -1), ("-0.001", 1), ("0", 0)])
+def test_funding_by_act_is_paid_at_the_mark_and_the_regular_time_stays(
+    rate: str, paid: int
+) -> None:
+    made = Made()
+    made.act("order", side="BUY", quantity="1")
+    before, due_ms = made.world.account.wallet, made.world.next_funding_ms
+    assert made.act("funding", rate=rate) == {"symbol": "ETHUSDT", "rate": rate}
+    moved = made.world.account.wallet - before
+    assert moved == (made.book().mark * D("0.001") * paid).quantize(D("1e-8"))
+    assert made.world.next_funding_ms == due_ms
+    told = audit(list(made.world.ledger), 9)
+    assert told.funding == moved and told.violations == ()
+
+
+@pytest.mark.parametrize("rate", ["0.0301", "-0.0301", "x", "", "--1", 1.5])
+def test_a_funding_rate_beyond_any_cap_is_refused(rate: Any) -> None:
+    made = Made()
+    assert made.act("funding", rate=rate)["code"] == -1130
+    assert made.act("funding", rate="0.03") and made.act("funding", rate="-0.03")
+
+
 def test_a_delisted_symbol_trades_no_more_resumed_or_not(tmp_path: Path) -> None:
     made = Made()
     store, world = Store(tmp_path), made.world

@@ -34,6 +34,7 @@ CLIENTS = ("web", "ios", "android")
 EXPIRE_DELISTED = 7
 ADL_ID = "adl_autoclose"
 STATUSES = ("SETTLING", "CLOSE")
+FUNDING_RATE_MAX = Decimal("0.03")  # the widest cap that a symbol has
 NO_POSITION = bad("There is no position in this symbol.")
 BOTH_HELD = bad("LONG and SHORT are held in this symbol: 'positionSide' says which.")
 NO_ORDER = bad("There is no such open order.")
@@ -249,6 +250,16 @@ def delist(house: House, lab: Lab, sent: Json, now: Moment) -> Any:
     return {"symbol": symbol, "status": status}
 
 
+def fund(house: House, lab: Lab, sent: Json, now: Moment) -> Any:
+    """The symbol's funding is settled now, at `rate`; its next regular time stays."""
+    text = str(sent.get("rate", ""))
+    if not DECIMAL.match(text.removeprefix("-")) or abs(Decimal(text)) > FUNDING_RATE_MAX:
+        return bad(f"'rate' must be a number of at most {FUNDING_RATE_MAX}, plus or minus.")
+    due = matching.FundingDue(sent["symbol"], Decimal(text))
+    tell(house, matching.match(house.account, due, now.market_ms))
+    return {"symbol": sent["symbol"], "rate": text}
+
+
 Act = Callable[[House, Lab, Json, Moment], Any]
 _PLACING = ("symbol", "positionSide", "client", "quantity")
 # what: (who does it, the fields that it takes)
@@ -261,6 +272,7 @@ ACTS: dict[str, tuple[Act, tuple[str, ...]]] = {
     "liquidate": (liquidate, ("symbol", "positionSide", "quantity", "price")),
     "adl": (adl, ("symbol", "positionSide", "quantity", "price")),
     "delist": (delist, ("symbol", "status")),
+    "funding": (fund, ("symbol", "rate")),
 }
 
 

@@ -16,6 +16,7 @@ from venue.exchange import Exchange, book_of, plan, planned, status
 from venue.intervals import INTERVALS
 from venue.klines import folded, kline_row, mark_row, marks, text
 from venue.ladder import levels
+from venue.limits import SCALE_MAX
 from venue.market import Ints
 from venue.orders import Refusal
 from venue.prints import prints, trade_row
@@ -61,7 +62,10 @@ def exchange_info(call: Call) -> Any:
         "timezone": "UTC",
         "serverTime": call.now.market_ms,
         "futuresType": "U_MARGINED",
-        "rateLimits": RATE_LIMITS,
+        "rateLimits": [
+            row | {"limit": int(int(row["limit"]) * (call.desk.limits.scale or SCALE_MAX))}  # type: ignore[call-overload]
+            for row in RATE_LIMITS
+        ],
         "exchangeFilters": [],
         "assets": [{"asset": "USDT", "marginAvailable": True, "autoAssetExchange": "-10000"}],
         "symbols": [

@@ -205,6 +205,9 @@ def user_payloads(event: Event, specs: dict[str, Symbol]) -> list[Json]:
     if isinstance(event, ConfigEvent) and event.what == "leverage":
         config = {"s": event.symbol, "l": event.leverage}
         return [{"e": "ACCOUNT_CONFIG_UPDATE", "E": event.ms, "T": event.ms, "ac": config}]
+    if isinstance(event, ConfigEvent) and event.what == "margin_type":
+        row = _position_row(Position(event.symbol), ZERO, event.margin_type)  # nothing is held
+        return [account_update(event.ms, "MARGIN_TYPE_CHANGE", [], [row])]
     return []
 
 
