@@ -171,7 +171,7 @@ def build() -> Parser:
 _PLAIN: Final = {
     "arm": "allow entries (live mode needs it once)",
     "halt": "stop entries; exits go on",
-    "resume": "allow entries again after halt",
+    "resume": "allow entries again after halt or a breaker that latches",
     "reconcile": "compare with the exchange now",
     "audit": "the venue's ledger against Redis",
     "down": "stop the running system",

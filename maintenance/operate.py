@@ -78,8 +78,10 @@ def halt(args: argparse.Namespace, cfg: config.Config, r: Client, keys: streams.
 
 
 def resume(args: argparse.Namespace, cfg: config.Config, r: Client, keys: streams.Keys) -> int:
-    _ask(r, keys, name="resume")
+    answer = _ask(r, keys, name="resume")
     print("resumed" + ("; live mode needs `./aegis arm` too." if cfg.mode == "live" else "."))
+    for text in answer.get("standing", []):
+        print(f"still no entries: {text}")
     return 0
 
 

@@ -135,6 +135,11 @@ def render(told: Mapping[str, Any]) -> str:
         f"equity {told['equity'] if told['equity'] is not None else 'unknown'}",
         f"risk   holder {risk['holder'] or 'NOBODY'}, epoch {risk['epoch']}",
     ]
+    status = told["status"]
+    for name, words in (("blocked", "no entries"), ("quarantine", "quarantine"),
+                        ("foreign", "not ours"), ("jobs", "scheduled jobs")):  # fmt: skip
+        if status.get(name):
+            lines.append(f"{words}: {status[name]}")
     lines += [line for node in told["nodes"] for line in _node_lines(node)] or ["node   NONE"]
     lines += [
         f"position {p['symbol']}: {p['side']} {p['qty']:g} at {p['entry']:g}, stop "

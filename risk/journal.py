@@ -19,7 +19,7 @@ from risk.instruments import ZERO, plain
 from risk.orders import Order
 from risk.portfolio import Fill, Position
 from risk.signals import Signal
-from risk.state import State, blocked, equity, gross_exposure, pending_entries
+from risk.state import State, equity, gross_exposure, no_entries, pending_entries, standing
 from streams import Keys
 
 DONE_ORDER_KEPT_S: Final = 7 * 86_400  # `why` answers for a week from the hash, then from archives
@@ -195,6 +195,7 @@ def portfolio_fields(state: State, now: Now) -> dict[str, str]:
         "fees": plain(money.fees),
         "funding": plain(money.funding),
         "transfers": plain(money.transfers),
+        "other": plain(money.other),
         "exposure": plain(cents(gross_exposure(state))),
         "positions": str(len(state.positions)),
         "pending_entries": str(len(pending_entries(state))),
@@ -205,7 +206,7 @@ def portfolio_fields(state: State, now: Now) -> dict[str, str]:
         "fills": str(money.fills),
         "naked_ms_max": str(money.naked_ms_max),
         "ms": _ms(now),
-    }
+    } | {f"income_ms:{kind}": str(ms) for kind, ms in state.income_ms.items()}
 
 
 def portfolio_ops(state: State, now: Now) -> list[Op]:
@@ -224,7 +225,7 @@ def journal_ops(state: State, level: str, text: str, now: Now) -> list[Op]:
 
 def status_ops(state: State, shell: Mapping[str, str], now: Now) -> list[Op]:
     """The one-line answer to 'how is it?', and the settings in force."""
-    reason = blocked(state, now)
+    reason = no_entries(state, now)
     places = f"{len(state.positions)}/{state.limits.positions_max}"
     what = f"no entries: {reason}" if reason else "trading"
     fields = {
@@ -235,7 +236,10 @@ def status_ops(state: State, shell: Mapping[str, str], now: Now) -> list[Op]:
         "armed": str(int(state.armed)),
         "halted": str(int(state.halted)),
         "positions": str(len(state.positions)),
+        "breakers": "; ".join(standing(state, now)[1].values()),
+        "quarantine": "; ".join(f"{s}: {why}" for s, why in sorted(state.quarantine.items())),
         "foreign": " ".join(sorted(state.foreign)),
+        "jobs": "silent" if state.jobs_silent else "",
         "waiting_signals": str(len(state.waiting)),
         "naked_ms_max": str(state.money.naked_ms_max),
         "last_reconcile_ms": str(state.last_reconcile_ms),

@@ -11,21 +11,36 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from risk import journal, orders
+from risk import income, journal, orders
 from risk.events import Effects, Note, Now, Op, Pushed, Snap
 from risk.instruments import decimal
 from risk.orders import STATES, advance
 from risk.portfolio import fill_from_push
 from risk.protect import forget, handle_fill, record
 from risk.replies import take_algo
-from risk.state import ORDERS_KEPT_MAX, State, own_legs, pending_entries, put_order, remember
+from risk.state import (
+    ORDERS_KEPT_MAX,
+    State,
+    Theirs,
+    own_legs,
+    pending_entries,
+    put_order,
+    remember,
+)
 
 EXECUTIONS: Final = frozenset({"TRADE", "CALCULATED"})
 RECENT_MS: Final = 5_000.0  # real time; frames of an ended round trip may still arrive
 QUOTE_ASSET: Final = "USDT"
-TRANSFERS: Final = frozenset(
-    {"DEPOSIT", "WITHDRAW", "ADMIN_DEPOSIT", "ADMIN_WITHDRAW", "ASSET_TRANSFER", "ADJUSTMENT"}
+# Reasons of an ACCOUNT_UPDATE that is no trade, and the kind of income to read for each.
+INCOME: Final = {
+    "FUNDING_FEE": "FUNDING_FEE",
+    "INSURANCE_CLEAR": "INSURANCE_CLEAR",
+    "COMMISSION_REBATE": "COMMISSION_REBATE",
+} | dict.fromkeys(
+    ("DEPOSIT", "WITHDRAW", "ADMIN_DEPOSIT", "ADMIN_WITHDRAW", "ASSET_TRANSFER", "ADJUSTMENT"),
+    "TRANSFER",
 )
+RESTING: Final = frozenset({"NEW", "PARTIALLY_FILLED", "TRIGGERING"})
 
 
 def on_pushed(state: State, event: Pushed, now: Now, out: Effects) -> None:
@@ -49,6 +64,8 @@ def on_order(state: State, o: Mapping[str, Any], now: Now, out: Effects) -> None
         order = state.orders.get(state.children.get(exchange_id, ""))
     if order is None:
         order = _leg_by_shape(state, o)
+    if order is None:
+        _by_hand(state, o, client_id, now, out)
     if order is not None:
         remember(state.children, exchange_id, order.id, ORDERS_KEPT_MAX)
     ops: list[Op] = []
@@ -95,6 +112,7 @@ def on_algo(state: State, frame: Mapping[str, Any], now: Now, out: Effects) -> N
     o = frame["o"]
     order = state.orders.get(str(o["caid"]))
     if order is None:
+        _by_hand(state, o, str(o["caid"]), now, out)
         return
     told = {
         "status": str(o.get("X", "")),
@@ -107,33 +125,49 @@ def on_algo(state: State, frame: Mapping[str, Any], now: Now, out: Effects) -> N
 
 
 def on_account(state: State, frame: Mapping[str, Any], now: Now, out: Effects) -> None:
-    """Wallet, funding and transfers; a position on a symbol that is none of ours is foreign."""
+    """The wallet; money that is no trade is read from its transactions; a position on a symbol
+    that is none of ours is foreign."""
     account = frame["a"]
-    reason, ms = str(account.get("m", "")), int(frame["T"])
-    ops: list[Op] = []
+    kind = INCOME.get(str(account.get("m", "")))
     for row in account.get("B", ()):
-        if row["a"] != QUOTE_ASSET:
-            continue
-        change, money = decimal(row.get("bc")), state.money
-        state.wallet_told_ms = now.boot_ms
-        money = replace(money, wallet=decimal(row["wb"], money.wallet))
-        if reason == "FUNDING_FEE" and change:
-            money = replace(money, funding=money.funding + change)
-            symbol = str(account.get("S") or "".join(p["s"] for p in account.get("P", ())[:1]))
-            event_id = f"funding:{symbol}:{ms}"
-            ops += journal.ledger_ops(state, event_id, "funding", change, row["a"], symbol, ms)
-        elif reason in TRANSFERS and change:
-            money = replace(money, transfers=money.transfers + change)
-            event_id = f"transfer:{reason}:{ms}:{row['wb']}"
-            ops += journal.ledger_ops(state, event_id, "transfer", change, row["a"], "", ms)
-        state.money = money
+        if row["a"] == QUOTE_ASSET:
+            state.wallet_told_ms = now.boot_ms
+            state.money = replace(state.money, wallet=decimal(row["wb"], state.money.wallet))
+    if kind is not None:
+        income.expect(state, kind, now, out)
     for row in account.get("P", ()):
         symbol, amount = str(row["s"]), decimal(row.get("pa"))
-        if symbol in state.positions or now.boot_ms - state.touched.get(symbol, -1e18) < RECENT_MS:
-            continue  # ours, or ours a moment ago
-        if amount and not any(order.symbol == symbol for order in pending_entries(state)):
-            state.foreign.add(symbol)
-            out.add(Note("WARNING", f"foreign position symbol={symbol} qty={amount}"))
-        elif not amount and symbol in state.foreign:
+        if _is_ours(state, symbol, now):
+            continue
+        if amount:
+            _foreign(state, symbol, f"position {amount}", out)
+            entry = decimal(row.get("ep"))
+            margin = decimal(row.get("iw")) or abs(amount) * entry  # the next snapshot knows it
+            state.theirs[symbol] = Theirs(amount, entry, margin)
+        elif symbol in state.foreign:
+            state.theirs.pop(symbol, None)
             out.add(Snap("foreign position closed"))
-    record(state, out, ops, "account")
+
+
+def _is_ours(state: State, symbol: str, now: Now) -> bool:
+    """Ours, ours a moment ago, or an entry of ours that is about to make it ours."""
+    if symbol in state.positions or now.boot_ms - state.touched.get(symbol, -1e18) < RECENT_MS:
+        return True
+    return any(order.symbol == symbol for order in pending_entries(state))
+
+
+def _foreign(state: State, symbol: str, what: str, out: Effects) -> None:
+    if symbol not in state.foreign:
+        state.foreign.add(symbol)
+        out.add(Note("WARNING", f"foreign symbol={symbol} {what}: left alone"))
+
+
+def _by_hand(state: State, o: Mapping[str, Any], order_id: str, now: Now, out: Effects) -> None:
+    """Somebody else's order where nothing is ours: the symbol is theirs until it ended."""
+    symbol = str(o.get("s") or "")
+    if state.is_ours(order_id) or not symbol or _is_ours(state, symbol, now):
+        return
+    if str(o.get("X")) in RESTING:
+        _foreign(state, symbol, f"order {order_id}", out)
+    elif symbol in state.foreign:
+        out.add(Snap("foreign order ended"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
 
@@ -47,6 +47,7 @@ class Snapshot:
     positions: Mapping[str, tuple[Decimal, Decimal]]
     orders: tuple[Resting, ...]
     algos: tuple[Resting, ...]
+    margins: Mapping[str, Decimal] = field(default_factory=dict)  # of the positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +278,7 @@ def parse_snapshot(
     algo_rows: Iterable[Mapping[str, Any]],
 ) -> Snapshot:
     """From GET account, positionRisk, openOrders and openAlgoOrders."""
+    held = [row for row in position_rows if decimal(row["positionAmt"]) != 0]
     return Snapshot(
         id=snapshot_id,
         started_ms=started_ms,
@@ -284,8 +286,10 @@ def parse_snapshot(
         wallet=decimal(account.get("totalWalletBalance")),
         positions={
             row["symbol"]: (decimal(row["positionAmt"]), decimal(row.get("entryPrice")))
-            for row in position_rows
-            if decimal(row["positionAmt"]) != 0
+            for row in held
+        },
+        margins={
+            row["symbol"]: decimal(row["initialMargin"]) for row in held if row.get("initialMargin")
         },
         orders=tuple(
             Resting(
@@ -331,6 +335,7 @@ def snapshot_to_json(snapshot: Snapshot) -> str:
             "positions": {s: [plain(a), plain(e)] for s, (a, e) in snapshot.positions.items()},
             "orders": rows(snapshot.orders),
             "algos": rows(snapshot.algos),
+            "margins": {s: plain(m) for s, m in snapshot.margins.items()},
         }
     )
 
@@ -352,6 +357,7 @@ def snapshot_from_json(text: str) -> Snapshot:
         positions={s: (Decimal(a), Decimal(e)) for s, (a, e) in told["positions"].items()},
         orders=restings(told["orders"]),
         algos=restings(told["algos"]),
+        margins={s: Decimal(m) for s, m in told.get("margins", {}).items()},
     )
 
 

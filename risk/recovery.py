@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from risk import journal, orders, reconcile
+from risk import guard, income, journal, orders, reconcile
 from risk.events import Effects, Note, Now, SnapshotTaken
 from risk.instruments import ZERO
 from risk.orders import Order, advance
@@ -19,10 +19,11 @@ from risk.portfolio import Position
 from risk.protect import RETRY_MS, arm_deadline, place_stop, place_target, protect, record, send_leg
 from risk.reconcile import Action, Resting, Snapshot
 from risk.replies import algos_request, take_algo, trace
-from risk.state import SNAPSHOTS_KEPT_MAX, State, put_order, remember
+from risk.state import SNAPSHOTS_KEPT_MAX, State, Theirs, put_order, remember
 
 START: Final = "start"  # a snapshot taken while nothing else was happening
 AGAIN_MS: Final = 1_000.0  # until the next look at what was in motion
+OWNERSHIP: Final = frozenset({"foreign", "own"})
 FORCED: Final = frozenset({START, "trouble"})
 
 
@@ -30,6 +31,8 @@ def on_snapshot(state: State, event: SnapshotTaken, now: Now, out: Effects) -> N
     """Take the exchange's truth in; answer who asked; correct unless the asker will."""
     snapshot: Snapshot = event.snapshot
     forced = event.reason in FORCED
+    if event.reason == START:
+        state.asked_ms = now.boot_ms
     state.last_reconcile_ms = int(now.market_ms)
     remember(state.snapshots, snapshot.id, snapshot.started_ms, SNAPSHOTS_KEPT_MAX)
     if snapshot.started_ms > state.wallet_told_ms:  # else the user stream may know better
@@ -46,23 +49,60 @@ def on_snapshot(state: State, event: SnapshotTaken, now: Now, out: Effects) -> N
     if event.command_id:
         ops += journal.reply_ops(state, event.command_id, {"ok": True, "snapshot": snapshot.id})
     record(state, out, ops, "snapshot")
-    if event.reason != "snapshot":  # the job computes the difference itself and asks for each
-        correct(state, snapshot, now, out)
+    apart = difference(state, snapshot)
+    _note_apart(state, apart, snapshot, now, out)
+    if event.reason == "snapshot":  # the job asks for each correction; ownership is our own memory
+        apart = tuple(action for action in apart if action.name in OWNERSHIP)
+    correct(state, apart, snapshot, now, out)
+    _take_theirs(state, snapshot)
     if forced:
         state.reconciled = True
         state.since_ms = now.market_ms
+        income.catch_up(state, now, out)
         for position in state.positions.values():
             if position.exit_reason:  # decided by whoever held before: carried on until flat
                 arm_deadline(state, out, "exit", position.symbol, now.boot_ms + RETRY_MS)
     record(state, out, journal.portfolio_ops(state, now), "portfolio")
 
 
-def correct(state: State, snapshot: Snapshot, now: Now, out: Effects) -> None:
+def difference(state: State, snapshot: Snapshot) -> tuple[Action, ...]:
     prefix = f"ag{state.prefix}"
-    actions = reconcile.difference(state.positions, state.orders, state.foreign, snapshot, prefix)
+    return reconcile.difference(state.positions, state.orders, state.foreign, snapshot, prefix)
+
+
+def _moving(state: State, symbol: str, snapshot: Snapshot) -> bool:
+    """It changed after the snapshot was begun: what that says of it is old."""
+    return state.touched.get(symbol, -1e18) >= snapshot.started_ms
+
+
+def _note_apart(
+    state: State, actions: tuple[Action, ...], snapshot: Snapshot, now: Now, out: Effects
+) -> None:
+    """Where corrections are called for; who owns a symbol is a fact, not a difference."""
+    apart: dict[str, str] = {}
+    for action in actions:
+        if action.name not in OWNERSHIP:
+            apart.setdefault(action.symbol, f"{action.name} {action.order}".strip())
+    symbols = {*apart, *state.apart, *state.quarantine}
+    moving = {symbol for symbol in symbols if _moving(state, symbol, snapshot)}
+    guard.note_apart(state, apart, moving, now, out)
+
+
+def _take_theirs(state: State, snapshot: Snapshot) -> None:
+    """Positions that are not ours count in margin and equity."""
+    state.theirs = {
+        symbol: Theirs(amount, entry, snapshot.margins.get(symbol, abs(amount) * entry))
+        for symbol, (amount, entry) in snapshot.positions.items()
+        if symbol in state.foreign and symbol not in state.positions
+    }
+
+
+def correct(
+    state: State, actions: tuple[Action, ...], snapshot: Snapshot, now: Now, out: Effects
+) -> None:
     resting = {r.id: r for r in (*snapshot.orders, *snapshot.algos)}
     for action in actions:
-        if state.touched.get(action.symbol, -1e18) >= snapshot.started_ms:
+        if _moving(state, action.symbol, snapshot):
             arm_deadline(state, out, "snap", "", now.boot_ms + AGAIN_MS, earliest=True)
             continue
         act(state, action, resting.get(action.order), now, out)

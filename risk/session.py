@@ -53,7 +53,7 @@ from risk.rebuild import rebuild
 from risk.recovery import FORCED, START
 from risk.snapshots import Snapshots
 from risk.sockets import Books, Marks, UserStream, keep
-from risk.state import State, blocked, settled
+from risk.state import State, no_entries, settled
 from risk.step import step
 
 if TYPE_CHECKING:
@@ -456,7 +456,7 @@ class Session:
         while True:
             await asyncio.sleep(TICK_MS / 1000)
             now = self.now()
-            reason = blocked(self.state, now)
+            reason = no_entries(self.state, now)
             if reason == told and now.boot_ms - told_ms < STATUS_MS:
                 continue
             told, told_ms = reason, now.boot_ms
