@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from risk import income, journal, orders
 from risk.events import Effects, Note, Now, Op, Pushed, Snap
-from risk.instruments import decimal
-from risk.orders import STATES, advance
+from risk.instruments import ZERO, decimal
+from risk.orders import ALGO_STATES, STATES, advance
 from risk.portfolio import fill_from_push
-from risk.protect import forget, handle_fill, record
+from risk.protect import forget, handle_fill, leg_gone, record
 from risk.replies import take_algo
 from risk.state import (
     ORDERS_KEPT_MAX,
@@ -40,6 +40,7 @@ INCOME: Final = {
     ("DEPOSIT", "WITHDRAW", "ADMIN_DEPOSIT", "ADMIN_WITHDRAW", "ASSET_TRANSFER", "ADJUSTMENT"),
     "TRANSFER",
 )
+ENDED: Final = frozenset({"canceled", "expired", "rejected"})  # without closing the position
 RESTING: Final = frozenset({"NEW", "PARTIALLY_FILLED", "TRIGGERING"})
 
 
@@ -112,6 +113,7 @@ def on_algo(state: State, frame: Mapping[str, Any], now: Now, out: Effects) -> N
     o = frame["o"]
     order = state.orders.get(str(o["caid"]))
     if order is None:
+        _stand_in_gone(state, o, now, out)
         _by_hand(state, o, str(o["caid"]), now, out)
         return
     told = {
@@ -122,6 +124,25 @@ def on_algo(state: State, frame: Mapping[str, Any], now: Now, out: Effects) -> N
         "reason": str(o.get("rm") or ""),
     }
     take_algo(state, order, told, now, out)
+
+
+def _stand_in_gone(state: State, o: Mapping[str, Any], now: Now, out: Effects) -> None:
+    """Somebody else's stop that protected a position of ours was taken back: ours goes back."""
+    position = state.positions.get(str(o.get("s") or ""))
+    ended = ALGO_STATES.get(str(o.get("X")))
+    if position is None or position.stop_order != str(o["caid"]) or ended not in ENDED:
+        return
+    stood = orders.Order(
+        id=position.stop_order,
+        cause=position.signal,
+        leg=orders.STOP_LEG,
+        symbol=position.symbol,
+        side=orders.opposite(position.side),
+        qty=ZERO,
+        price=ZERO,
+        state="canceled",
+    )
+    leg_gone(state, stood, now, out)
 
 
 def on_account(state: State, frame: Mapping[str, Any], now: Now, out: Effects) -> None:

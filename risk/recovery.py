@@ -100,9 +100,12 @@ def _take_theirs(state: State, snapshot: Snapshot) -> None:
 def correct(
     state: State, actions: tuple[Action, ...], snapshot: Snapshot, now: Now, out: Effects
 ) -> None:
+    """Carry the actions out; what moved since the snapshot was begun is left to the next one.
+    One correction is no movement: those of one snapshot go together."""
     resting = {r.id: r for r in (*snapshot.orders, *snapshot.algos)}
+    moving = {a.symbol for a in actions if _moving(state, a.symbol, snapshot)}
     for action in actions:
-        if _moving(state, action.symbol, snapshot):
+        if action.symbol in moving:
             arm_deadline(state, out, "snap", "", now.boot_ms + AGAIN_MS, earliest=True)
             continue
         act(state, action, resting.get(action.order), now, out)
@@ -167,10 +170,13 @@ def restore(state: State, position: Position, leg: str, now: Now, out: Effects) 
     # one of an earlier epoch may have come and gone: its id is not used again
     if order is not None and order.epoch == state.epoch and not order.terminal:
         send_leg(state, order, now, out)
-    elif leg == "stop":
+        return
+    if leg == "stop":
         place_stop(state, symbol, now, out)
     else:
         place_target(state, symbol, now, out)
+    if order is not None and not order.terminal:
+        ask(state, order, now, out)  # another goes out in its stead: what became of it?
 
 
 def confirm(
@@ -193,19 +199,7 @@ def confirm(
             restore(state, position, "stop" if stop else "target", now, out)
         return
     if order is None:
-        order = Order(
-            id=resting.id,
-            cause=position.signal,
-            leg=orders.STOP_LEG if stop else orders.TARGET_LEG,
-            symbol=position.symbol,
-            side=resting.side,
-            qty=ZERO,
-            price=resting.price,
-            state="sent",
-            created_ms=int(now.market_ms),
-            epoch=state.epoch,
-        )
-        put_order(state, order)
+        order = _leg_at_rest(state, position, resting, now)
     changed = {"stop_order" if stop else "target_order": order.id}
     state.positions[position.symbol] = replace(position, **changed)  # type: ignore[arg-type]
     told = {
@@ -216,6 +210,25 @@ def confirm(
         "reason": "",
     }
     take_algo(state, order, told, now, out)
+
+
+def _leg_at_rest(state: State, position: Position, resting: Resting, now: Now) -> Order:
+    """A leg of ours of which no record is left."""
+    order = Order(
+        id=resting.id,
+        cause=position.signal,
+        leg=orders.STOP_LEG if resting.kind == "STOP_MARKET" else orders.TARGET_LEG,
+        symbol=position.symbol,
+        side=resting.side,
+        qty=ZERO,
+        price=resting.price,
+        state="sent",
+        created_ms=int(now.market_ms),
+        epoch=state.epoch,
+        exchange_id=resting.exchange_id,
+    )
+    put_order(state, order)
+    return order
 
 
 def adopt(state: State, action: Action, resting: Resting | None, now: Now, out: Effects) -> None:
@@ -261,5 +274,10 @@ def adopt(state: State, action: Action, resting: Resting | None, now: Now, out: 
     state.positions[symbol] = position
     state.foreign.discard(symbol)
     out.add(Note("WARNING", f"adopted symbol={symbol} qty={action.amount} by={action.order}"))
-    record(state, out, journal.position_ops(state.keys, position), symbol)
+    ops = journal.position_ops(state.keys, position)
+    if resting is not None and position.stop_order == resting.id:
+        order = _leg_at_rest(state, position, resting, now)
+        put_order(state, advance(order, "acked", int(now.market_ms)))
+        ops += journal.order_ops(state, state.orders[order.id], now)
+    record(state, out, ops, symbol)
     protect(state, symbol, now, out)

@@ -41,6 +41,7 @@ from risk.state import State
 
 STAGNATION_SHARE: Final = Decimal("0.001")  # +-0.1 %
 TRIES_MAX: Final = 4_000  # counters of back-off; those of nothing due are forgotten
+FILLS_TRIES: Final = 3  # then the exchange is asked for the size that no trade explained
 PASSIVE: Final = frozenset({"surely"})  # deadlines that are only compared with
 ENTRY_PURPOSES: Final = frozenset({"quote", "mark", "margin", "leverage"})
 
@@ -210,6 +211,8 @@ def _due_fills(state: State, order_id: str, now: Now, out: Effects) -> None:
     if order is None or position is None or not _short_of_fills(order, position):
         return
     out.add(orders.trades_request(order.symbol, position.opened_ms - 1))
+    if state.tries.get(("fills", order_id), 0) >= FILLS_TRIES:  # no trade explains it
+        out.add(orders.position_request(order.symbol))
     pause_ms = protect.backoff_ms(state, "fills", order_id)
     protect.arm_deadline(state, out, "fills", order_id, now.boot_ms + pause_ms)
 
