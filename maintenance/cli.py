@@ -1,8 +1,8 @@
 """The command line. Nothing heavy is imported before the command is known.
 
-Exchange keys leave the environment first of all (launch.set_keys_aside): only `up` and `risk`
-carry them on, in memory that only risk reads. Errors are one sentence; exit 2 for a wrong call,
-1 for a failure.
+Exchange keys leave the environment first of all (launch.set_keys_aside): only `up`, `risk` and
+`flatten --direct` carry them on, in memory that nobody else reads. Errors are one sentence; exit 2
+for a wrong call, 1 for a failure.
 """
 
 from __future__ import annotations
@@ -155,6 +155,9 @@ def build() -> Parser:
     why.set_defaults(run=_operate)
     flatten = commands.add_parser("flatten", help="close positions, all or one")
     flatten.add_argument("symbol", nargs="?", default="")
+    flatten.add_argument(
+        "--direct", action="store_true", help="with nothing but the exchange: no Redis, no risk"
+    )
     flatten.set_defaults(run=_operate)
     chaos = commands.add_parser("chaos", help="break everything around risk, check what is left")
     chaos.add_argument("--seed", type=int, metavar="N", help="plans the faults; default: any")

@@ -175,5 +175,9 @@ def main(args: argparse.Namespace) -> int:
     cfg = running.settings()
     if args.command == "down":
         return down(cfg.state_dir)
+    if args.command == "flatten" and args.direct:
+        from maintenance import direct
+
+        return direct.run(cfg, args.symbol.upper())
     r = running.client(cfg)
     return COMMANDS[args.command](args, cfg, r, streams.Keys(cfg.mode, cfg.account))
