@@ -167,6 +167,8 @@ class Setting:
         return self.env.removeprefix("AEGIS_").removeprefix("BINANCE_").lower()
 
 
+_SIM_OFF: Final = {"sim": "0"}  # a simulated market is there to be traded to the end
+
 SETTINGS: Final = (
     Setting("AEGIS_MODE", "sim", "name", _choice(*MODES), "sim, paper, demo or live"),
     Setting("AEGIS_ACCOUNT", "main", "name", _name, "account; part of every account key"),
@@ -222,6 +224,24 @@ SETTINGS: Final = (
     Setting("AEGIS_STAGNATION_MS", "1800000", "ms, market", _int(1_000, 10**10),
             "a position within ±0.1 % of its entry for this long is closed"),
     Setting("AEGIS_DECAY_EXIT", "1", "0 or 1", _bool, "an opposing signal closes a position"),
+    Setting("AEGIS_SIZING", "risk", "name", _choice("risk", "kelly", "atr"),
+            "risk: a fixed share by the stop distance; kelly: a fraction of Kelly's share, at most "
+            "that; atr: as risk, by a distance of at least AEGIS_ATR_STOPS"),
+    Setting("AEGIS_KELLY", "0.25", "share", _float(0.01, 1), "of Kelly's share, with kelly"),
+    Setting("AEGIS_ATR_STOPS", "2", "ATR", _float(0.1, 100), "least distance, with atr"),
+    Setting("AEGIS_DAILY_LOSS_MAX", "0.05", "share of equity", _float(0, 1),
+            "breaker: a day (UTC) that has lost this makes no more entries; 0: off", _SIM_OFF),
+    Setting("AEGIS_DRAWDOWN_MAX", "0.2", "share of equity", _float(0, 1),
+            "breaker: no entries so far below the highest equity until `resume`; 0: off",
+            _SIM_OFF),
+    Setting("AEGIS_LOSS_STREAK_MAX", "10", "round trips", _int(0, 10_000),
+            "breaker: no entries after so many losses in a row until `resume`; 0: off", _SIM_OFF),
+    Setting("AEGIS_ERRORS_MAX", "50", "orders in 5 min", _int(0, 500),
+            "breaker: no entries while so many were refused or not answered; 0: off", _SIM_OFF),
+    Setting("AEGIS_FEES_DAY_MAX", "0.02", "share of equity", _float(0, 1),
+            "breaker: a day (UTC) that has paid this makes no more entries; 0: off", _SIM_OFF),
+    Setting("AEGIS_TRADES_DAY_MAX", "200", "entries", _int(0, 1_000_000),
+            "breaker: entries of a day (UTC) at most; 0: off", _SIM_OFF),
     Setting("AEGIS_LEASE_TTL_MS", "3000", "ms", _int(1_000, 60_000), "risk's lease"),
     Setting("AEGIS_RECV_WINDOW_MS", "1500", "ms", _int(100, 5_000), "recvWindow of an entry"),
     Setting("AEGIS_HALT", "0", "0 or 1", _bool, "1 stops entries; exits always work"),
@@ -297,6 +317,15 @@ class Config:
     hold_max_ms: int
     stagnation_ms: int
     decay_exit: bool
+    sizing: str
+    kelly: float
+    atr_stops: float
+    daily_loss_max: float
+    drawdown_max: float
+    loss_streak_max: int
+    errors_max: int
+    fees_day_max: float
+    trades_day_max: int
     lease_ttl_ms: int
     recv_window_ms: int
     halt: bool

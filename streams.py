@@ -161,7 +161,7 @@ HELP: Final[dict[str, str]] = {
     "<account>:position:<symbol>": "hash: side, qty, entry, stop and target orders, confidence",
     "<account>:portfolio": "hash: wallet, equity, realised, fees, exposure, trade counts",
     "<account>:exchange": "hash: the last snapshot of the exchange's truth, its time and epoch",
-    "<account>:breakers": "hash: what stops entries until it is resumed; field halted",
+    "<account>:breakers": "hash: what stops entries: halted, tripped:<name>, quarantine:<symbol>",
     "<account>:settings": "hash: the risk settings in force",
     "<account>:status": "hash: the one-line answer to 'how is it?'",
     "<account>:armed": "string: entries are allowed only while this exists; DEL stops entries",

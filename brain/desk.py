@@ -220,6 +220,7 @@ def _facts(desk: Desk, each: Rule, view: CandleView, row: Row) -> Facts:
         quote_age_ms=max((known_ns - int(sym[QUOTE_NS])) / 1e6, 0.0),
         cost=view.round_trip,
         already_open=(view.symbol, each.name, view.timeframe) in desk.slots,
+        atr=float(view.indicators().atr),
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -86,6 +87,7 @@ class Facts(NamedTuple):
     quote_age_ms: float
     cost: float  # of a round trip, in price
     already_open: bool
+    atr: float = math.nan  # of the timeframe, in price; unknown while it warms up
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +215,8 @@ def _signal(
         "exch_ns": str(facts.known_ns),
         "recv_ns": str(facts.recv_ns),
     }
+    if facts.atr > 0.0:
+        fields["atr"] = _text(facts.atr)
     return Signal(
         id=made,
         key=signal_key(made),

@@ -1,8 +1,8 @@
 """The command line. Nothing heavy is imported before the command is known.
 
-Exchange keys leave the environment first of all (launch.set_keys_aside): only `up` and `risk`
-carry them on, in memory that only risk reads. Errors are one sentence; exit 2 for a wrong call,
-1 for a failure.
+Exchange keys leave the environment first of all (launch.set_keys_aside): only `up`, `risk` and
+`flatten --direct` carry them on, in memory that nobody else reads. Errors are one sentence; exit 2
+for a wrong call, 1 for a failure.
 """
 
 from __future__ import annotations
@@ -161,6 +161,9 @@ def build() -> Parser:
     why.set_defaults(run=_operate)
     flatten = commands.add_parser("flatten", help="close positions, all or one")
     flatten.add_argument("symbol", nargs="?", default="")
+    flatten.add_argument(
+        "--direct", action="store_true", help="with nothing but the exchange: no Redis, no risk"
+    )
     flatten.set_defaults(run=_operate)
     chart = commands.add_parser("chart", help="candles and the structure found in them: PNG, HTML")
     chart.add_argument("symbol", metavar="SYMBOL")
@@ -183,7 +186,7 @@ def build() -> Parser:
 _PLAIN: Final = {
     "arm": "allow entries (live mode needs it once)",
     "halt": "stop entries; exits go on",
-    "resume": "allow entries again after halt",
+    "resume": "allow entries again after halt or a breaker that latches",
     "reconcile": "compare with the exchange now",
     "audit": "the venue's ledger against Redis",
     "down": "stop the running system",

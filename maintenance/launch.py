@@ -57,14 +57,16 @@ def python(module: str, *args: str) -> tuple[str, ...]:
 def set_keys_aside(command: str, argv: list[str]) -> None:
     """Leave no exchange key in this process's environment: re-exec without them if there are any.
 
-    `up` and `risk` keep them in a memory file that risk reads; every other command drops them.
+    `up` and `risk` keep them in a memory file that risk reads, `flatten --direct` in one of its
+    own; every other command drops them.
     Popping os.environ is not enough, /proc/<pid>/environ shows the first one for life.
     """
     key, secret = (os.environ.get(name, "") for name in KEY_NAMES)
     if not any(name in os.environ for name in KEY_NAMES):
         return
     kept = {name: value for name, value in os.environ.items() if name not in KEY_NAMES}
-    if command in ("up", "risk") and (key or secret):
+    keeps = command in ("up", "risk") or (command == "flatten" and "--direct" in argv)
+    if keeps and (key or secret):
         kept[KEYS_FD] = str(_memory_file(f"{key}\n{secret}"))
     _exec(argv, kept)
 

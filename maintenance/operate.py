@@ -78,8 +78,10 @@ def halt(args: argparse.Namespace, cfg: config.Config, r: Client, keys: streams.
 
 
 def resume(args: argparse.Namespace, cfg: config.Config, r: Client, keys: streams.Keys) -> int:
-    _ask(r, keys, name="resume")
+    answer = _ask(r, keys, name="resume")
     print("resumed" + ("; live mode needs `./aegis arm` too." if cfg.mode == "live" else "."))
+    for text in answer.get("standing", []):
+        print(f"still no entries: {text}")
     return 0
 
 
@@ -173,5 +175,9 @@ def main(args: argparse.Namespace) -> int:
     cfg = running.settings()
     if args.command == "down":
         return down(cfg.state_dir)
+    if args.command == "flatten" and args.direct:
+        from maintenance import direct
+
+        return direct.run(cfg, args.symbol.upper())
     r = running.client(cfg)
     return COMMANDS[args.command](args, cfg, r, streams.Keys(cfg.mode, cfg.account))

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import streams
 from maintenance import running
 from maintenance.running import Client
+from maintenance.schedule import JOBS, Job, slot_of
 
 LANE_FIELDS: Final = ("symbols", "lag", "age_trade_max_ms")
 
@@ -31,7 +32,20 @@ def collect(r: Client, keys: streams.Keys) -> dict[str, Any]:
         "halted": r.hget(keys.breakers, "halted") is not None,
         "streams": {row.name: _stream(r, getattr(keys, row.name)) for row in streams.TABLE},
         "status": r.hgetall(keys.status),
+        "jobs_late": jobs_late(r, keys, JOBS),
     }
+
+
+def jobs_late(r: Client, keys: streams.Keys, jobs: Sequence[Job]) -> list[str]:
+    """Jobs done neither in the last whole slot nor in the present one: no beat calls, no worker
+    hears, or every run fails."""
+    seconds, micros = r.time()
+    late = []
+    for job in jobs:
+        slot = slot_of(job, seconds + micros / 1e6)
+        if "done" not in r.mget([keys.job(job.name, slot - 1), keys.job(job.name, slot)]):
+            late.append(job.name)
+    return late
 
 
 def _nodes(r: Client, keys: streams.Keys) -> list[dict[str, Any]]:
@@ -133,6 +147,13 @@ def render(told: Mapping[str, Any]) -> str:
         f"equity {told['equity'] if told['equity'] is not None else 'unknown'}",
         f"risk   holder {risk['holder'] or 'NOBODY'}, epoch {risk['epoch']}",
     ]
+    status = told["status"]
+    for name, words in (("blocked", "no entries"), ("quarantine", "quarantine"),
+                        ("foreign", "not ours"), ("jobs", "scheduled jobs")):  # fmt: skip
+        if status.get(name):
+            lines.append(f"{words}: {status[name]}")
+    if told["jobs_late"]:
+        lines.append(f"late jobs: {', '.join(told['jobs_late'])}; look at worker and beat")
     lines += [line for node in told["nodes"] for line in _node_lines(node)] or ["node   NONE"]
     lines += [
         f"position {p['symbol']}: {p['side']} {p['qty']:g} at {p['entry']:g}, stop "

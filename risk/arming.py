@@ -38,6 +38,15 @@ def limits_of(cfg: Any) -> Limits:
         stagnation_ms=cfg.stagnation_ms,
         recv_window_ms=cfg.recv_window_ms,
         quality_min=cfg.quality_min,
+        sizing=cfg.sizing,
+        kelly=exact(cfg.kelly),
+        atr_stops=exact(cfg.atr_stops),
+        daily_loss_max=exact(cfg.daily_loss_max),
+        drawdown_max=exact(cfg.drawdown_max),
+        loss_streak_max=cfg.loss_streak_max,
+        errors_max=cfg.errors_max,
+        fees_day_max=exact(cfg.fees_day_max),
+        trades_day_max=cfg.trades_day_max,
     )
 
 

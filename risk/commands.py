@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from risk import journal
+from risk import guard, journal
+from risk.breakers import HALTED
 from risk.events import CommandRead, Commit, Effects, Note, Now, Op, Snap
 from risk.protect import arm_deadline, exit_position
 from risk.reconcile import action_from_fields
@@ -18,7 +19,6 @@ from risk.state import State
 
 NEEDS_TRUTH: Final = frozenset({"settle", "adopt", "confirm", "foreign", "own"})
 WHY_CHARS_MAX: Final = 200
-HALTED: Final = "halted"  # field of `breakers`: latched until resume, over restarts too
 
 
 def on_command(state: State, event: CommandRead, now: Now, out: Effects) -> None:
@@ -43,6 +43,8 @@ Answer = tuple[dict[str, Any], list[Op]]
 def _snapshot(
     state: State, fields: Mapping[str, str], command_id: str, now: Now, out: Effects
 ) -> Answer:
+    if fields["name"] == "snapshot":
+        state.asked_ms = now.boot_ms
     out.add(Snap(fields["name"], command_id))
     return {}, []  # answered when the snapshot is there
 
@@ -64,7 +66,10 @@ def _resume(
 ) -> Answer:
     state.to_arm = state.to_arm or state.halted
     state.halted = False
-    return {"ok": True}, [("hdel", state.keys.breakers, [HALTED])]  # arming follows in main
+    ops, left = guard.resume(state, now)
+    out.add(Note("WARNING", "resumed by command"))
+    # arming follows in main
+    return {"ok": True, "standing": left}, [("hdel", state.keys.breakers, [HALTED]), *ops]
 
 
 def _flatten(

@@ -50,6 +50,16 @@ class Limits:
     recv_window_ms: float = 1_500
     taker_fee: Decimal = Decimal("0.0005")
     quality_min: float = 0.0  # a signal at least as good
+    sizing: str = "risk"  # or kelly, or atr: see plan_entry
+    kelly: Decimal = Decimal("0.25")  # of Kelly's share
+    atr_stops: Decimal = Decimal(2)  # the least distance that sizing reckons with, in ATR
+    # breakers: 0 = off
+    daily_loss_max: Decimal = ZERO  # share of the equity that the day began with
+    drawdown_max: Decimal = ZERO  # share of the highest equity
+    loss_streak_max: int = 0
+    errors_max: int = 0  # refused or unanswered orders in breakers.ERRORS_MS
+    fees_day_max: Decimal = ZERO  # share of the equity that the day began with
+    trades_day_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +81,17 @@ class Funding:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A position or a pending entry, as the gate counts it: both take a place and exposure."""
+    """A position or a pending entry, as the gate counts it: both take a place and exposure.
+
+    Somebody else's takes margin of the account, and no place of ours.
+    """
 
     symbol: str
     notional: Decimal
     margin: Decimal
     confidence: float
     pending: bool = False
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +109,15 @@ class Case:
     equity: Decimal
     blocked: str = ""  # why no entry at all may be made now; empty when it may
     since_ms: float = 0.0  # market time; signals made before it are missed, not decided
-    breakers: tuple[str, ...] = ()
+    breakers: tuple[str, ...] = ()  # a sentence of each that stands
     foreign: bool = False
+    quarantine: str = ""  # why the symbol is left alone; empty when it is not
     trades_closed: int = 0
+
+    @property
+    def ours(self) -> tuple[Held, ...]:
+        """What takes places and exposure of ours."""
+        return tuple(held for held in self.held if not held.foreign)
 
     @property
     def capital(self) -> Decimal:
@@ -181,8 +201,34 @@ def leverage_wanted(limits: Limits, trades_closed: int, instrument: Instrument |
     return max(1, int(most))
 
 
+def risk_share(case: Case, distance: Decimal) -> Decimal:
+    """The share of the capital that the stop may cost.
+
+    With `kelly` a fraction of Kelly's share p - (1 - p) / b at the signal's confidence p, where b
+    is the way to the target in stop distances; never more than the fixed share, nothing without
+    an edge.
+    """
+    signal, limits = case.signal, case.limits
+    if limits.sizing != "kelly":
+        return limits.risk_per_trade
+    odds = (signal.target - case.touch) * signal.sign / distance
+    if odds <= 0:
+        return ZERO
+    chance = Decimal(repr(signal.confidence))
+    share = limits.kelly * (chance - (ONE - chance) / odds)
+    return min(max(share, ZERO), limits.risk_per_trade)
+
+
+def reckoned_distance(case: Case, distance: Decimal) -> Decimal:
+    """The move that sizing expects to lose: to the stop; with `atr` at least so many ATR of the
+    signal's timeframe (a signal that names none is sized by its stop)."""
+    if case.limits.sizing != "atr":
+        return distance
+    return max(distance, case.signal.atr * case.limits.atr_stops)
+
+
 def plan_entry(case: Case) -> Plan:
-    """Size and prices: fixed risk by the stop distance, capped by exposure, margin and lots."""
+    """Size and prices: the risk by the stop distance, capped by exposure, margin and lots."""
     signal, limits, rules = case.signal, case.limits, case.instrument
     leverage = case.leverage
     if rules is None or case.quote is None or case.touch <= 0:
@@ -199,10 +245,10 @@ def plan_entry(case: Case) -> Plan:
         return Plan(ZERO, price, stop, target, leverage)
     capital = max(case.capital, ZERO)
     share = capital / limits.positions_max
-    gross = sum((held.notional for held in case.held), start=ZERO)
+    gross = sum((held.notional for held in case.ours), start=ZERO)
     margin = sum((held.margin for held in case.held), start=ZERO)
     notional = min(
-        capital * limits.risk_per_trade / distance * price,
+        capital * risk_share(case, distance) / reckoned_distance(case, distance) * price,
         share * limits.exposure_max,
         limits.exposure_max * capital - gross,
         min(share * MARGIN_SHARE, capital - margin) * leverage,
@@ -269,18 +315,24 @@ def check_quality(case: Case, plan: Plan) -> Verdict:
 
 def check_duplicate(case: Case, plan: Plan) -> Verdict:
     """One round trip per symbol at a time."""
-    same = [held for held in case.held if held.symbol == case.signal.symbol]
+    same = [held for held in case.ours if held.symbol == case.signal.symbol]
     what = ("pending" if same[0].pending else "open") if same else "none"
     return _verdict("duplicate", not same, same_symbol=what)
 
 
 def check_breakers(case: Case, plan: Plan) -> Verdict:
-    return _verdict("breakers", not case.breakers, latched=" ".join(case.breakers) or "none")
+    """Nothing that must first be over, or be looked at by somebody, stands."""
+    return _verdict("breakers", not case.breakers, standing="; ".join(case.breakers) or "none")
 
 
 def check_ownership(case: Case, plan: Plan) -> Verdict:
     """Somebody else's position or order on the symbol: it is theirs."""
     return _verdict("ownership", not case.foreign, foreign=int(case.foreign))
+
+
+def check_quarantine(case: Case, plan: Plan) -> Verdict:
+    """A symbol on which we and the exchange cannot be brought to agree is left alone."""
+    return _verdict("quarantine", not case.quarantine, why=case.quarantine or "none")
 
 
 def check_market(case: Case, plan: Plan) -> Verdict:
@@ -317,7 +369,7 @@ def check_funding(case: Case, plan: Plan) -> Verdict:
 
 def check_positions(case: Case, plan: Plan) -> Verdict:
     """Open and pending together."""
-    open_n = len(case.held)
+    open_n = len(case.ours)
     return _verdict(
         "positions",
         open_n < case.limits.positions_max,
@@ -327,7 +379,7 @@ def check_positions(case: Case, plan: Plan) -> Verdict:
 
 
 def check_exposure(case: Case, plan: Plan) -> Verdict:
-    gross = sum((held.notional for held in case.held), start=ZERO)
+    gross = sum((held.notional for held in case.ours), start=ZERO)
     most = case.limits.exposure_max * max(case.capital, ZERO)
     ok = gross + plan.notional <= most and case.equity > 0
     return _verdict("exposure", ok, gross=gross, added=plan.notional, exposure_max=most)
@@ -383,7 +435,7 @@ def check_collar(case: Case, plan: Plan) -> Verdict:
     """The limit stays near touch and mark, and the trade is still there to be made."""
     rules, mark, sign = case.instrument, case.mark, case.signal.sign
     assert rules is not None and mark is not None
-    bound = mark * (rules.up if sign > 0 else rules.down)
+    bound = mark * (rules.up if case.signal.side == "buy" else rules.down)
     off_bps = (plan.price - case.touch) / case.touch * BPS * sign
     ok = 0 <= off_bps <= case.limits.collar_bps and (bound - plan.price) * sign >= 0
     ok = ok and (plan.price - plan.stop) * sign > 0 and (plan.target - plan.price) * sign > 0
@@ -398,6 +450,7 @@ CHECKS: Final[tuple[Check, ...]] = (  # the order is policy: severe first
     check_duplicate,
     check_breakers,
     check_ownership,
+    check_quarantine,
     check_market,
     check_cost,
     check_funding,

@@ -19,7 +19,7 @@ from risk.instruments import ZERO, plain
 from risk.orders import Order
 from risk.portfolio import Fill, Position
 from risk.signals import Signal
-from risk.state import State, blocked, equity, gross_exposure, pending_entries
+from risk.state import State, equity, gross_exposure, no_entries, pending_entries, standing
 from streams import Keys
 
 DONE_ORDER_KEPT_S: Final = 7 * 86_400  # `why` answers for a week from the hash, then from archives
@@ -194,6 +194,7 @@ def money_fields(state: State) -> dict[str, str]:
         "fees": plain(money.fees),
         "funding": plain(money.funding),
         "transfers": plain(money.transfers),
+        "other": plain(money.other),
         "positions": str(len(state.positions)),
         "trades_closed": str(money.trades_closed),
         "round_trips": str(money.trades_closed),
@@ -207,13 +208,17 @@ def money_fields(state: State) -> dict[str, str]:
 def portfolio_fields(state: State, now: Now) -> dict[str, str]:
     """The money, and what follows from it, positions and marks."""
     total = equity(state)
-    return money_fields(state) | {
-        "equity": plain(cents(total)),
-        "unrealised": plain(cents(total - state.money.wallet)),
-        "exposure": plain(cents(gross_exposure(state))),
-        "pending_entries": str(len(pending_entries(state))),
-        "ms": _ms(now),
-    }
+    return (
+        money_fields(state)
+        | {
+            "equity": plain(cents(total)),
+            "unrealised": plain(cents(total - state.money.wallet)),
+            "exposure": plain(cents(gross_exposure(state))),
+            "pending_entries": str(len(pending_entries(state))),
+            "ms": _ms(now),
+        }
+        | {f"income_ms:{kind}": str(ms) for kind, ms in state.income_ms.items()}
+    )
 
 
 def money_ops(state: State) -> list[Op]:
@@ -238,7 +243,7 @@ def journal_ops(state: State, level: str, text: str, now: Now) -> list[Op]:
 
 def status_ops(state: State, shell: Mapping[str, str], now: Now) -> list[Op]:
     """The one-line answer to 'how is it?', and the settings in force."""
-    reason = blocked(state, now)
+    reason = no_entries(state, now)
     places = f"{len(state.positions)}/{state.limits.positions_max}"
     what = f"no entries: {reason}" if reason else "trading"
     what += f" ({shell['exchange']})" if shell.get("exchange") else ""
@@ -250,7 +255,10 @@ def status_ops(state: State, shell: Mapping[str, str], now: Now) -> list[Op]:
         "armed": str(int(state.armed)),
         "halted": str(int(state.halted)),
         "positions": str(len(state.positions)),
+        "breakers": "; ".join(standing(state, now)[1].values()),
+        "quarantine": "; ".join(f"{s}: {why}" for s, why in sorted(state.quarantine.items())),
         "foreign": " ".join(sorted(state.foreign)),
+        "jobs": "silent" if state.jobs_silent else "",
         "waiting_signals": str(len(state.waiting)),
         "naked_ms_max": str(state.money.naked_ms_max),
         "last_reconcile_ms": str(state.last_reconcile_ms),

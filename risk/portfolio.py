@@ -119,6 +119,13 @@ class Position:
         return (mark - self.entry) * self.signed_qty
 
 
+def fee_usdt(fill: Fill, marks: Mapping[str, Decimal]) -> Decimal:
+    """What the fee was worth: one in BNB by the mark of BNBUSDT, nothing while that is unknown."""
+    if fill.fee_asset in ("", "USDT"):
+        return fill.fee
+    return fill.fee * marks.get(f"{fill.fee_asset}USDT", ZERO)
+
+
 def apply_fill(position: Position, fill: Fill) -> Position:
     """The position after one execution; a fill beyond its size leaves it at zero, not reversed."""
     fees = position.fees + fill.fee
@@ -198,6 +205,7 @@ class Money:
     fees: Decimal = ZERO
     funding: Decimal = ZERO
     transfers: Decimal = ZERO
+    other: Decimal = ZERO  # rebates and what an insurance fund paid
     trades_closed: int = 0
     wins: int = 0
     entries: int = 0
@@ -212,6 +220,7 @@ def money_from_fields(fields: Mapping[str, str]) -> Money:
         fees=decimal(fields.get("fees")),
         funding=decimal(fields.get("funding")),
         transfers=decimal(fields.get("transfers")),
+        other=decimal(fields.get("other")),
         trades_closed=int(fields.get("trades_closed") or 0),
         wins=int(fields.get("wins") or 0),
         entries=int(fields.get("entries") or 0),

@@ -13,11 +13,11 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Final
 
-from risk import journal, orders
+from risk import breakers, journal, orders
 from risk.events import Cancel, Commit, Effect, Effects, Note, Now, Op, Send, Timer
 from risk.instruments import ZERO, Instrument, plain
 from risk.orders import Order, advance
-from risk.portfolio import UNPROTECTED, Fill, Position, apply_fill
+from risk.portfolio import UNPROTECTED, Fill, Position, apply_fill, fee_usdt
 from risk.state import SEEN_FILLS_MAX, State, own_legs, put_order, remember
 
 RETRY_MS: Final = 250.0  # between two tries of something that must succeed
@@ -251,11 +251,11 @@ def handle_fill(state: State, fill: Fill, now: Now, out: Effects) -> None:
         return  # somebody else's trade, or one from before this position
     remember(state.seen, fill.key, None, SEEN_FILLS_MAX)
     state.touched[fill.symbol] = now.boot_ms
-    money = state.money
+    money, fee = state.money, fee_usdt(fill, state.marks)
     state.money = replace(
         money,
         realised=money.realised + fill.realised,
-        fees=money.fees + fill.fee,
+        fees=money.fees + fee,
         fills=money.fills + 1,
     )
     entry = order if order and order.leg == orders.ENTRY_LEG else None
@@ -266,7 +266,7 @@ def handle_fill(state: State, fill: Fill, now: Now, out: Effects) -> None:
     if before is not None:
         if before.qty == 0 and before.exit_qty == 0 and entry is not None:
             before = replace(before, opened_ms=fill.ms, quiet_price=fill.price)
-        position = apply_fill(before, fill)
+        position = apply_fill(before, replace(fill, fee=fee))
         state.positions[fill.symbol] = position
         if position.qty <= 0 and position.exit_qty > 0:
             close_position(state, position, close_reason(position, order, fill), now, out, ops)
@@ -306,6 +306,7 @@ def close_position(
     state.money = replace(
         money, trades_closed=money.trades_closed + 1, wins=money.wins + int(net > 0)
     )
+    state.tally = breakers.closed(state.tally, net)
     if state.rotating == position.symbol:
         state.rotating = ""
         state.rotated_ms = now.market_ms

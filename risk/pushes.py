@@ -11,16 +11,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from risk import journal, orders
+from risk import income, journal, orders
 from risk.events import Effects, Note, Now, Op, Pushed, Snap
-from risk.instruments import decimal
-from risk.orders import ALGO_STATES, STATES, TERMINAL, advance
+from risk.instruments import ZERO, decimal
+from risk.orders import ALGO_STATES, STATES, advance
 from risk.portfolio import fill_from_push
-from risk.protect import forget, handle_fill, record
+from risk.protect import forget, handle_fill, leg_gone, record
 from risk.replies import take_algo
 from risk.state import (
     ORDERS_KEPT_MAX,
     State,
+    Theirs,
     own_legs,
     pending_entries,
     put_order,
@@ -31,9 +32,17 @@ from risk.state import (
 EXECUTIONS: Final = frozenset({"TRADE", "CALCULATED"})
 RECENT_MS: Final = 5_000.0  # real time; frames of an ended round trip may still arrive
 QUOTE_ASSET: Final = "USDT"
-TRANSFERS: Final = frozenset(
-    {"DEPOSIT", "WITHDRAW", "ADMIN_DEPOSIT", "ADMIN_WITHDRAW", "ASSET_TRANSFER", "ADJUSTMENT"}
+# Reasons of an ACCOUNT_UPDATE that is no trade, and the kind of income to read for each.
+INCOME: Final = {
+    "FUNDING_FEE": "FUNDING_FEE",
+    "INSURANCE_CLEAR": "INSURANCE_CLEAR",
+    "COMMISSION_REBATE": "COMMISSION_REBATE",
+} | dict.fromkeys(
+    ("DEPOSIT", "WITHDRAW", "ADMIN_DEPOSIT", "ADMIN_WITHDRAW", "ASSET_TRANSFER", "ADJUSTMENT"),
+    "TRANSFER",
 )
+ENDED: Final = frozenset({"canceled", "expired", "rejected"})  # without closing the position
+RESTING: Final = frozenset({"NEW", "PARTIALLY_FILLED", "TRIGGERING"})
 
 
 def on_pushed(state: State, event: Pushed, now: Now, out: Effects) -> None:
@@ -59,11 +68,10 @@ def on_order(state: State, o: Mapping[str, Any], now: Now, out: Effects) -> None
         order = state.orders.get(state.children.get(exchange_id, ""))
     if order is None:
         order = _leg_by_shape(state, o)
+    if order is None:
+        _by_hand(state, o, client_id, now, out)
     if order is not None:
         remember(state.children, exchange_id, order.id, ORDERS_KEPT_MAX)
-    if order is None:
-        over = STATES.get(str(o["X"])) in TERMINAL
-        _seen_foreign(state, str(o["s"]), client_id, over, now, out)
     ops: list[Op] = []
     if order is not None and not order.algo:
         executed = max(decimal(o.get("z")), order.executed)
@@ -108,8 +116,8 @@ def on_algo(state: State, frame: Mapping[str, Any], now: Now, out: Effects) -> N
     o = frame["o"]
     order = state.orders.get(str(o["caid"]))
     if order is None:
-        over = ALGO_STATES.get(str(o.get("X", ""))) in TERMINAL
-        _seen_foreign(state, str(o["s"]), str(o["caid"]), over, now, out)
+        _stand_in_gone(state, o, now, out)
+        _by_hand(state, o, str(o["caid"]), now, out)
         return
     told = {
         "status": str(o.get("X", "")),
@@ -131,19 +139,52 @@ def on_config(state: State, frame: Mapping[str, Any]) -> None:
         unprepare(state, str(told["s"]))
 
 
-def _seen_foreign(
-    state: State, symbol: str, client_id: str, over: bool, now: Now, out: Effects
-) -> None:
-    """An order of another hand, where we have nothing: while it rests the symbol is theirs."""
-    if state.is_ours(client_id) or _is_used(state, symbol):
+def _stand_in_gone(state: State, o: Mapping[str, Any], now: Now, out: Effects) -> None:
+    """Somebody else's stop that protected a position of ours was taken back: ours goes back."""
+    position = state.positions.get(str(o.get("s") or ""))
+    ended = ALGO_STATES.get(str(o.get("X")))
+    if position is None or position.stop_order != str(o["caid"]) or ended not in ENDED:
         return
-    if over == (symbol not in state.foreign):
-        return  # nothing new
-    if over or _was_used(state, symbol, now):
-        out.add(Snap("order of another hand"))  # what they have there only a snapshot tells
-    else:
-        state.foreign.add(symbol)
-        out.add(Note("WARNING", f"foreign order symbol={symbol} id={client_id}"))
+    stood = orders.Order(
+        id=position.stop_order,
+        cause=position.signal,
+        leg=orders.STOP_LEG,
+        symbol=position.symbol,
+        side=orders.opposite(position.side),
+        qty=ZERO,
+        price=ZERO,
+        state="canceled",
+    )
+    leg_gone(state, stood, now, out)
+
+
+def on_account(state: State, frame: Mapping[str, Any], now: Now, out: Effects) -> None:
+    """The wallet; money that is no trade is read from its transactions; a position on a symbol
+    that is none of ours is foreign."""
+    account = frame["a"]
+    kind = INCOME.get(str(account.get("m", "")))
+    for row in account.get("B", ()):
+        if row["a"] == QUOTE_ASSET:
+            state.wallet_told_ms = now.boot_ms
+            state.money = replace(state.money, wallet=decimal(row["wb"], state.money.wallet))
+    if kind is not None:
+        income.expect(state, kind, now, out)
+    if account.get("m") == "MARGIN_TYPE_CHANGE":
+        for row in account.get("P", ()):
+            if row.get("mt") != "isolated":
+                unprepare(state, str(row["s"]))
+    for row in account.get("P", ()):
+        symbol, amount = str(row["s"]), decimal(row.get("pa"))
+        if _is_used(state, symbol) or _was_used(state, symbol, now):
+            continue
+        if amount:
+            _foreign(state, symbol, f"position {amount}", out)
+            entry = decimal(row.get("ep"))
+            margin = decimal(row.get("iw")) or abs(amount) * entry  # the next snapshot knows it
+            state.theirs[symbol] = Theirs(amount, entry, margin)
+        elif symbol in state.foreign:
+            state.theirs.pop(symbol, None)
+            out.add(Snap("foreign position closed"))
 
 
 def _is_used(state: State, symbol: str) -> bool:
@@ -157,38 +198,20 @@ def _was_used(state: State, symbol: str, now: Now) -> bool:
     return now.boot_ms - state.touched.get(symbol, -1e18) < RECENT_MS
 
 
-def on_account(state: State, frame: Mapping[str, Any], now: Now, out: Effects) -> None:
-    """Wallet, funding and transfers; a position on a symbol that is none of ours is foreign."""
-    account = frame["a"]
-    reason, ms = str(account.get("m", "")), int(frame["T"])
-    ops: list[Op] = []
-    for row in account.get("B", ()):
-        if row["a"] != QUOTE_ASSET:
-            continue
-        change, money = decimal(row.get("bc")), state.money
-        state.wallet_told_ms = now.boot_ms
-        money = replace(money, wallet=decimal(row["wb"], money.wallet))
-        if reason == "FUNDING_FEE" and change:
-            money = replace(money, funding=money.funding + change)
-            symbol = str(account.get("S") or "".join(p["s"] for p in account.get("P", ())[:1]))
-            event_id = f"funding:{symbol}:{ms}"
-            ops += journal.ledger_ops(state, event_id, "funding", change, row["a"], symbol, ms)
-        elif reason in TRANSFERS and change:
-            money = replace(money, transfers=money.transfers + change)
-            event_id = f"transfer:{reason}:{ms}:{row['wb']}"
-            ops += journal.ledger_ops(state, event_id, "transfer", change, row["a"], "", ms)
-        state.money = money
-    if reason == "MARGIN_TYPE_CHANGE":
-        for row in account.get("P", ()):
-            if row.get("mt") != "isolated":
-                unprepare(state, str(row["s"]))
-    for row in account.get("P", ()):
-        symbol, amount = str(row["s"]), decimal(row.get("pa"))
-        if symbol in state.positions or _was_used(state, symbol, now):
-            continue
-        if amount and not _is_used(state, symbol):
-            state.foreign.add(symbol)
-            out.add(Note("WARNING", f"foreign position symbol={symbol} qty={amount}"))
-        elif not amount and symbol in state.foreign:
-            out.add(Snap("foreign position closed"))
-    record(state, out, ops, "account")
+def _foreign(state: State, symbol: str, what: str, out: Effects) -> None:
+    if symbol not in state.foreign:
+        state.foreign.add(symbol)
+        out.add(Note("WARNING", f"foreign symbol={symbol} {what}: left alone"))
+
+
+def _by_hand(state: State, o: Mapping[str, Any], order_id: str, now: Now, out: Effects) -> None:
+    """Somebody else's order where nothing is ours: the symbol is theirs until it ended."""
+    symbol, resting = str(o.get("s") or ""), str(o.get("X")) in RESTING
+    if state.is_ours(order_id) or not symbol or _is_used(state, symbol):
+        return
+    if resting == (symbol in state.foreign):
+        return  # nothing new
+    if not resting or _was_used(state, symbol, now):
+        out.add(Snap("order of another hand"))  # what they have there only a snapshot tells
+    else:
+        _foreign(state, symbol, f"order {order_id}", out)

@@ -12,13 +12,13 @@ from typing import Any
 
 import redis.asyncio
 
-from risk import orders, portfolio
-from risk.commands import HALTED
+from risk import breakers, income, orders, portfolio
+from risk.breakers import HALTED, QUARANTINED
 from risk.events import Done
 from risk.exchange import Exchange
 from risk.orders import Order
 from risk.reconcile import Snapshot, parse_snapshot
-from risk.state import SEEN_FILLS_MAX, State, put_order, remember
+from risk.state import SEEN_FILLS_MAX, SEEN_MONEY_MAX, State, put_order, remember
 
 READ_MAX = 5_000  # hashes in one pipeline
 REVISIONS_MAX = 200  # of one leg that are looked for; more were never seen
@@ -58,7 +58,15 @@ async def rebuild(r: redis.asyncio.Redis, state: State) -> None:
     state.money = portfolio.money_from_fields(sums)
     for key in await r.zrange(keys.fill_ids, -SEEN_FILLS_MAX, -1):
         remember(state.seen, str(key), None, SEEN_FILLS_MAX)
-    state.halted = bool(await r.hexists(keys.breakers, HALTED))
+    for event_id in await r.zrange(keys.ledger_ids, -SEEN_FILLS_MAX, -1):
+        if str(event_id).startswith(income.PREFIXES):
+            remember(state.seen_money, str(event_id), None, SEEN_MONEY_MAX)
+    state.income_ms = income.cursors(sums)
+    told: Any = await r.hgetall(keys.breakers)
+    state.halted = HALTED in told
+    state.tally = breakers.from_fields(told)
+    state.tally_written = breakers.to_fields(state.tally)
+    state.quarantine = breakers.named(told, QUARANTINED)
 
 
 async def _ended_legs(r: redis.asyncio.Redis, state: State) -> None:

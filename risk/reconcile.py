@@ -48,6 +48,7 @@ class Snapshot:
     orders: tuple[Resting, ...]
     algos: tuple[Resting, ...]
     settings: Mapping[str, tuple[int, bool]] = field(default_factory=dict)  # leverage, isolated
+    margins: Mapping[str, Decimal] = field(default_factory=dict)  # of the positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +279,7 @@ def parse_snapshot(
     algo_rows: Iterable[Mapping[str, Any]],
 ) -> Snapshot:
     """From GET account, positionRisk, openOrders and openAlgoOrders."""
+    held = [row for row in position_rows if decimal(row["positionAmt"]) != 0]
     return Snapshot(
         id=snapshot_id,
         started_ms=started_ms,
@@ -285,8 +287,10 @@ def parse_snapshot(
         wallet=decimal(account.get("totalWalletBalance")),
         positions={
             row["symbol"]: (decimal(row["positionAmt"]), decimal(row.get("entryPrice")))
-            for row in position_rows
-            if decimal(row["positionAmt"]) != 0
+            for row in held
+        },
+        margins={
+            row["symbol"]: decimal(row["initialMargin"]) for row in held if row.get("initialMargin")
         },
         orders=tuple(
             Resting(
@@ -337,6 +341,7 @@ def snapshot_to_json(snapshot: Snapshot) -> str:
             "positions": {s: [plain(a), plain(e)] for s, (a, e) in snapshot.positions.items()},
             "orders": rows(snapshot.orders),
             "algos": rows(snapshot.algos),
+            "margins": {s: plain(m) for s, m in snapshot.margins.items()},
         }
     )
 
@@ -358,6 +363,7 @@ def snapshot_from_json(text: str) -> Snapshot:
         positions={s: (Decimal(a), Decimal(e)) for s, (a, e) in told["positions"].items()},
         orders=restings(told["orders"]),
         algos=restings(told["algos"]),
+        margins={s: Decimal(m) for s, m in told.get("margins", {}).items()},
     )
 
 

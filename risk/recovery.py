@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from risk import journal, orders, reconcile
+from risk import guard, income, journal, orders, reconcile
 from risk.events import Effects, Note, Now, SnapshotTaken
 from risk.instruments import ZERO
 from risk.orders import Order, advance
@@ -28,10 +28,11 @@ from risk.protect import (
 )
 from risk.reconcile import Action, Resting, Snapshot
 from risk.replies import algos_request, take_algo, trace
-from risk.state import SNAPSHOTS_KEPT_MAX, State, put_order, remember, unprepare
+from risk.state import SNAPSHOTS_KEPT_MAX, State, Theirs, put_order, remember, unprepare
 
 START: Final = "start"  # a snapshot taken while nothing else was happening
 AGAIN_MS: Final = 1_000.0  # until the next look at what was in motion
+OWNERSHIP: Final = frozenset({"foreign", "own"})
 FORCED: Final = frozenset({START, "trouble"})
 
 
@@ -39,6 +40,8 @@ def on_snapshot(state: State, event: SnapshotTaken, now: Now, out: Effects) -> N
     """Take the exchange's truth in; answer who asked; correct unless the asker will."""
     snapshot: Snapshot = event.snapshot
     forced = event.reason in FORCED
+    if event.reason == START:
+        state.asked_ms = now.boot_ms
     state.last_reconcile_ms = int(now.market_ms)
     remember(state.snapshots, snapshot.id, snapshot.started_ms, SNAPSHOTS_KEPT_MAX)
     if snapshot.started_ms > state.wallet_told_ms:  # else the user stream may know better
@@ -58,23 +61,63 @@ def on_snapshot(state: State, event: SnapshotTaken, now: Now, out: Effects) -> N
     for symbol, leverage in list(state.prepared.items()):
         if snapshot.settings.get(symbol, (leverage, True)) != (leverage, True):
             unprepare(state, symbol)
-    if event.reason != "snapshot":  # the job computes the difference itself and asks for each
-        correct(state, snapshot, now, out)
+    apart = difference(state, snapshot)
+    _note_apart(state, apart, snapshot, now, out)
+    if event.reason == "snapshot":  # the job asks for each correction; ownership is our own memory
+        apart = tuple(action for action in apart if action.name in OWNERSHIP)
+    correct(state, apart, snapshot, now, out)
+    _take_theirs(state, snapshot)
     if forced:
         state.reconciled = True
         state.since_ms = now.market_ms
+        income.catch_up(state, now, out)
         for position in state.positions.values():
             if position.exit_reason:  # decided by whoever held before: carried on until flat
                 arm_deadline(state, out, "exit", position.symbol, now.boot_ms + RETRY_MS)
     record(state, out, journal.portfolio_ops(state, now), "portfolio")
 
 
-def correct(state: State, snapshot: Snapshot, now: Now, out: Effects) -> None:
+def difference(state: State, snapshot: Snapshot) -> tuple[Action, ...]:
     prefix = f"ag{state.prefix}"
-    actions = reconcile.difference(state.positions, state.orders, state.foreign, snapshot, prefix)
-    resting = {r.id: r for r in (*snapshot.orders, *snapshot.algos)}
+    return reconcile.difference(state.positions, state.orders, state.foreign, snapshot, prefix)
+
+
+def _moving(state: State, symbol: str, snapshot: Snapshot) -> bool:
+    """It changed after the snapshot was begun: what that says of it is old."""
+    return state.touched.get(symbol, -1e18) >= snapshot.started_ms
+
+
+def _note_apart(
+    state: State, actions: tuple[Action, ...], snapshot: Snapshot, now: Now, out: Effects
+) -> None:
+    """Where corrections are called for; who owns a symbol is a fact, not a difference."""
+    apart: dict[str, str] = {}
     for action in actions:
-        if state.touched.get(action.symbol, -1e18) >= snapshot.started_ms:
+        if action.name not in OWNERSHIP:
+            apart.setdefault(action.symbol, f"{action.name} {action.order}".strip())
+    symbols = {*apart, *state.apart, *state.quarantine}
+    moving = {symbol for symbol in symbols if _moving(state, symbol, snapshot)}
+    guard.note_apart(state, apart, moving, now, out)
+
+
+def _take_theirs(state: State, snapshot: Snapshot) -> None:
+    """Positions that are not ours count in margin and equity."""
+    state.theirs = {
+        symbol: Theirs(amount, entry, snapshot.margins.get(symbol, abs(amount) * entry))
+        for symbol, (amount, entry) in snapshot.positions.items()
+        if symbol in state.foreign and symbol not in state.positions
+    }
+
+
+def correct(
+    state: State, actions: tuple[Action, ...], snapshot: Snapshot, now: Now, out: Effects
+) -> None:
+    """Carry the actions out; what moved since the snapshot was begun is left to the next one.
+    One correction is no movement: those of one snapshot go together."""
+    resting = {r.id: r for r in (*snapshot.orders, *snapshot.algos)}
+    moving = {a.symbol for a in actions if _moving(state, a.symbol, snapshot)}
+    for action in actions:
+        if action.symbol in moving:
             arm_deadline(state, out, "snap", "", now.boot_ms + AGAIN_MS, earliest=True)
             continue
         act(state, action, resting.get(action.order), now, out)
@@ -139,10 +182,13 @@ def restore(state: State, position: Position, leg: str, now: Now, out: Effects) 
     # one of an earlier epoch may have come and gone: its id is not used again
     if order is not None and order.epoch == state.epoch and not order.terminal:
         send_leg(state, order, now, out)
-    elif leg == "stop":
+        return
+    if leg == "stop":
         place_stop(state, symbol, now, out)
     else:
         place_target(state, symbol, now, out)
+    if order is not None and not order.terminal:
+        ask(state, order, now, out)  # another goes out in its stead: what became of it?
 
 
 def confirm(
@@ -165,19 +211,7 @@ def confirm(
             restore(state, position, "stop" if stop else "target", now, out)
         return
     if order is None:
-        order = Order(
-            id=resting.id,
-            cause=position.signal,
-            leg=orders.STOP_LEG if stop else orders.TARGET_LEG,
-            symbol=position.symbol,
-            side=resting.side,
-            qty=ZERO,
-            price=resting.price,
-            state="sent",
-            created_ms=int(now.market_ms),
-            epoch=state.epoch,
-        )
-        put_order(state, order)
+        order = _leg_at_rest(state, position, resting, now)
     changed = {"stop_order" if stop else "target_order": order.id}
     state.positions[position.symbol] = replace(position, **changed)  # type: ignore[arg-type]
     told = {
@@ -188,6 +222,25 @@ def confirm(
         "reason": "",
     }
     take_algo(state, order, told, now, out)
+
+
+def _leg_at_rest(state: State, position: Position, resting: Resting, now: Now) -> Order:
+    """A leg of ours of which no record is left."""
+    order = Order(
+        id=resting.id,
+        cause=position.signal,
+        leg=orders.STOP_LEG if resting.kind == "STOP_MARKET" else orders.TARGET_LEG,
+        symbol=position.symbol,
+        side=resting.side,
+        qty=ZERO,
+        price=resting.price,
+        state="sent",
+        created_ms=int(now.market_ms),
+        epoch=state.epoch,
+        exchange_id=resting.exchange_id,
+    )
+    put_order(state, order)
+    return order
 
 
 def adopt(state: State, action: Action, resting: Resting | None, now: Now, out: Effects) -> None:
@@ -233,5 +286,10 @@ def adopt(state: State, action: Action, resting: Resting | None, now: Now, out: 
     state.positions[symbol] = position
     state.foreign.discard(symbol)
     out.add(Note("WARNING", f"adopted symbol={symbol} qty={action.amount} by={action.order}"))
-    record(state, out, journal.position_ops(state.keys, position), symbol)
+    ops = journal.position_ops(state.keys, position)
+    if resting is not None and position.stop_order == resting.id:
+        order = _leg_at_rest(state, position, resting, now)
+        put_order(state, advance(order, "acked", int(now.market_ms)))
+        ops += journal.order_ops(state, state.orders[order.id], now)
+    record(state, out, ops, symbol)
     protect(state, symbol, now, out)

@@ -304,10 +304,12 @@ def _on_algos(state: State, event: Replied, now: Now, out: Effects) -> None:
         if known is not None and known.terminal:  # over for us: make room for the next revision
             out.add(orders.cancel_request(known.id, symbol, algo=True))
         elif known is not None:
-            _stand_in(state, known)
+            _stand_in(state, known, now, out)
             take_algo(state, known, _algo_from_rest(row), now, out)
         elif row.get("orderType") == "STOP_MARKET" and row.get("closePosition") is True:
             position = state.positions[symbol]
+            if position.stop_order != client_id:
+                _refused_for_another(state, position.stop_order, now, out)
             state.positions[symbol] = replace(position, stop_order=client_id, stop_state="acked")
             forget(state, "naked", symbol)
             out.add(Note("WARNING", f"protected by another stop symbol={symbol} id={client_id}"))
@@ -315,15 +317,28 @@ def _on_algos(state: State, event: Replied, now: Now, out: Effects) -> None:
         arm_deadline(state, out, "stop", symbol, now.boot_ms + RETRY_MS)
 
 
-def _stand_in(state: State, resting: Order) -> None:
+def _stand_in(state: State, resting: Order, now: Now, out: Effects) -> None:
     """A leg of this position rests already: it is the one, not the revision that was refused."""
     position = state.positions[resting.symbol]
     if resting.cause != position.signal:
         return
     if resting.leg == orders.STOP_LEG and position.stop_state != "acked":
+        refused = position.stop_order
         state.positions[resting.symbol] = replace(position, stop_order=resting.id)
     elif resting.leg == orders.TARGET_LEG and position.target_state != "acked":
+        refused = position.target_order
         state.positions[resting.symbol] = replace(position, target_order=resting.id)
+    else:
+        return
+    if refused != resting.id:
+        _refused_for_another(state, refused, now, out)
+
+
+def _refused_for_another(state: State, order_id: str, now: Now, out: Effects) -> None:
+    """The exchange holds one leg of a kind, and it is another one: this one is over."""
+    order = state.orders.get(order_id)
+    if order is not None and not order.terminal:
+        _ended(state, advance(order, "rejected", int(now.market_ms), "another stands"), now, out)
 
 
 # --- leaving -----------------------------------------------------------------------------------
@@ -415,7 +430,8 @@ def _on_position(state: State, event: Replied, now: Now, out: Effects) -> None:
         return
     rows = [row for row in event.result.body if row.get("symbol") == symbol]
     amount = sum((decimal(row["positionAmt"]) for row in rows), start=ZERO)
-    asked = trace(state, symbol, amount, now) if amount != position.signed_qty else None
+    differs = amount != position.signed_qty or position.qty == 0  # 0: its trades were never told
+    asked = trace(state, symbol, amount, now) if differs else None
     if asked is not None:
         out.add(asked)
 

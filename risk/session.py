@@ -54,7 +54,7 @@ from risk.rebuild import rebuild
 from risk.recovery import FORCED, START
 from risk.snapshots import Snapshots
 from risk.sockets import Books, Marks, UserStream, keep
-from risk.state import State, blocked, settled
+from risk.state import State, blocked, no_entries, settled
 from risk.step import step
 
 if TYPE_CHECKING:
@@ -471,9 +471,9 @@ class Session:
         while True:
             await asyncio.sleep(TICK_MS / 1000)
             now = self.now()
-            reason = blocked(self.state, now)
-            if not reason and not self.trading_from_wall_ms:
+            if not self.trading_from_wall_ms and not blocked(self.state, now):
                 self.trading_from_wall_ms = now.wall_ms
+            reason = no_entries(self.state, now)
             if reason == told and now.boot_ms - told_ms < STATUS_MS:
                 continue
             told, told_ms = reason, now.boot_ms

@@ -15,6 +15,7 @@ from decimal import Decimal
 NS_PER_MS = 1_000_000
 ID_CHARS_MAX = 64
 WHY_CHARS_MAX = 200
+ZERO = Decimal(0)
 PRICE_MIN, PRICE_END = Decimal("1e-12"), Decimal("1e12")  # beyond them arithmetic may overflow
 TIME_END_MS = 1e14  # the year 5138
 NEEDED = ("id", "symbol", "side", "price", "stop", "target")
@@ -40,6 +41,7 @@ class Signal:
     reason: str
     model: str
     world: str
+    atr: Decimal = ZERO  # of its timeframe, in price; zero when the sender named none
 
     @property
     def sign(self) -> int:
@@ -97,6 +99,7 @@ def parse_signal(fields: Mapping[str, str]) -> Signal | str:
             reason=fields.get("reason", ""),
             model=fields.get("model", ""),
             world=fields.get("world", ""),
+            atr=_price(fields, "atr") if fields.get("atr") else ZERO,
         )
     except (ValueError, ArithmeticError) as error:
         return f"signal {fields['id'][:ID_CHARS_MAX]}: {error}"[:WHY_CHARS_MAX]

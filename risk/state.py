@@ -6,14 +6,17 @@ here (deadlines, quotes, waiting signals) may be lost at any moment without harm
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Final, TypeVar
 
+from risk import breakers
+from risk.breakers import ERRORS_KEPT_MAX, ERRORS_MS, Facts, Tally
 from risk.events import Now
 from risk.gate import Case, Funding, Held, Limits, Quote
-from risk.instruments import Instrument
+from risk.instruments import ZERO, Instrument
 from risk.orders import ENTRY_LEG, Order
 from risk.portfolio import Money, Position, exposure, unrealised
 from risk.signals import Signal
@@ -25,6 +28,7 @@ WAITING_MAX: Final = 512
 SNAPSHOTS_KEPT_MAX: Final = (
     64  # their times; a correction that names an older one is looked at anew
 )
+SEEN_MONEY_MAX: Final = 5_000
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
@@ -37,6 +41,18 @@ class Waiting:
     entry_id: str  # of the stream entry, acknowledged with the decision
     until_ms: float  # boot time; then it is decided with what is there
     for_place: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Theirs:
+    """Somebody else's position on our account: it takes margin and moves equity, no more."""
+
+    qty: Decimal  # signed
+    entry: Decimal
+    margin: Decimal
+
+    def unrealised(self, mark: Decimal) -> Decimal:
+        return (mark - self.entry) * self.qty
 
 
 @dataclass(slots=True)
@@ -56,8 +72,11 @@ class State:
     children: dict[str, str] = field(default_factory=dict)  # exchange order id -> client id
     positions: dict[str, Position] = field(default_factory=dict)
     money: Money = field(default_factory=Money)
-    foreign: set[str] = field(default_factory=set)
+    foreign: set[str] = field(default_factory=set)  # symbols with somebody else's position, order
+    theirs: dict[str, Theirs] = field(default_factory=dict)
     seen: dict[str, None] = field(default_factory=dict)  # fills counted
+    seen_money: dict[str, None] = field(default_factory=dict)  # money events counted
+    income_ms: dict[str, int] = field(default_factory=dict)  # by kind: market time read up to
     prepared: dict[str, int] = field(default_factory=dict)  # leverage verified, margin isolated
     # permission
     armed: bool = False
@@ -67,7 +86,12 @@ class State:
     reconciled: bool = False
     entries_after_ms: float = 0.0  # boot time: after Redis lost its memory, one TTL of quiet
     since_ms: float = 0.0  # market time: older signals are missed
-    breakers: tuple[str, ...] = ()
+    tally: Tally = field(default_factory=Tally)
+    tally_written: dict[str, str] = field(default_factory=dict)
+    tally_written_ms: float = -1e18  # boot time
+    errors: deque[float] = field(default_factory=lambda: deque(maxlen=ERRORS_KEPT_MAX))  # boot ms
+    quarantine: dict[str, str] = field(default_factory=dict)  # symbol -> why
+    apart: dict[str, tuple[int, float]] = field(default_factory=dict)  # symbol -> passes, boot ms
     # work in progress
     waiting: dict[str, Waiting] = field(default_factory=dict)  # by signal id
     deadlines: dict[tuple[str, str], float] = field(default_factory=dict)  # (kind, key) -> boot ms
@@ -78,6 +102,8 @@ class State:
     rotating: str = ""  # symbol being closed to make a place
     rotated_ms: float = -1e18  # market time
     last_reconcile_ms: int = 0  # market time
+    asked_ms: float = -1e18  # boot time at which the reconcile job last asked
+    jobs_silent: bool = False
     watched: set[str] = field(default_factory=set)
 
     def make_id(self, cause: str, leg: str, revision: int = 0) -> str:
@@ -140,6 +166,16 @@ def held(state: State) -> tuple[Held, ...]:
     ]
     made += [
         Held(
+            symbol=symbol,
+            notional=abs(theirs.qty) * state.marks.get(symbol, theirs.entry),
+            margin=theirs.margin,
+            confidence=0.5,
+            foreign=True,
+        )
+        for symbol, theirs in state.theirs.items()
+    ]
+    made += [
+        Held(
             symbol=order.symbol,
             notional=order.qty * order.price,
             margin=order.qty * order.price / order.leverage,
@@ -152,7 +188,34 @@ def held(state: State) -> tuple[Held, ...]:
 
 
 def equity(state: State) -> Decimal:
-    return state.money.wallet + unrealised(state.positions.values(), state.marks)
+    """Of the whole account: what somebody else holds on it can cost us all the same."""
+    marks = state.marks
+    theirs = (t.unrealised(marks[s]) for s, t in state.theirs.items() if s in marks)
+    return state.money.wallet + unrealised(state.positions.values(), marks) + sum(theirs, ZERO)
+
+
+def facts(state: State, now: Now) -> Facts:
+    """What breakers look at."""
+    money = state.money
+    made = money.realised - money.fees + money.funding + money.other
+    return Facts(
+        market_ms=now.market_ms,
+        equity=equity(state),
+        result=made + unrealised(state.positions.values(), state.marks),
+        fees=money.fees,
+        entries=money.entries,
+        errors=sum(1 for at_ms in state.errors if now.boot_ms - at_ms < ERRORS_MS),
+    )
+
+
+def standing(state: State, now: Now) -> tuple[Tally, dict[str, str]]:
+    """The tally as of now and the breakers that stand, by name, as they read when they tripped."""
+    if any(symbol not in state.marks for symbol in state.positions):
+        return state.tally, dict(state.tally.tripped)  # what trading made is not known yet
+    told = facts(state, now)
+    tally = breakers.follow(state.tally, told)
+    found = breakers.standing(tally, told, state.limits)
+    return tally, {name: tally.tripped.get(name, text) for name, text in found.items()}
 
 
 def gross_exposure(state: State) -> Decimal:
@@ -174,6 +237,11 @@ def blocked(state: State, now: Now) -> str:
     return ""
 
 
+def no_entries(state: State, now: Now) -> str:
+    """As `blocked`, breakers included: what `status` says."""
+    return blocked(state, now) or "; ".join(standing(state, now)[1].values())
+
+
 def make_case(state: State, signal: Signal, now: Now) -> Case:
     return Case(
         signal=signal,
@@ -187,8 +255,9 @@ def make_case(state: State, signal: Signal, now: Now) -> Case:
         equity=equity(state),
         blocked=blocked(state, now),
         since_ms=state.since_ms,
-        breakers=state.breakers,
+        breakers=tuple(standing(state, now)[1].values()),
         foreign=signal.symbol in state.foreign,
+        quarantine=state.quarantine.get(signal.symbol, ""),
         trades_closed=state.money.trades_closed,
     )
 

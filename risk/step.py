@@ -11,7 +11,7 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Final
 
-from risk import entries, orders, protect, pushes, recovery, replies
+from risk import entries, guard, income, orders, protect, pushes, recovery, replies
 from risk.commands import on_command
 from risk.entries import PLACE_WAIT_MS, WAIT_MS
 from risk.events import (
@@ -41,6 +41,7 @@ from risk.state import State, unprepare
 
 STAGNATION_SHARE: Final = Decimal("0.001")  # +-0.1 %
 TRIES_MAX: Final = 4_000  # counters of back-off; those of nothing due are forgotten
+FILLS_TRIES: Final = 3  # then the exchange is asked for the size that no trade explained
 PASSIVE: Final = frozenset({"surely"})  # deadlines that are only compared with
 ENTRY_PURPOSES: Final = frozenset({"quote", "mark", "margin", "leverage"})
 
@@ -51,7 +52,10 @@ def step(state: State, event: Event, now: Now) -> list[Effect]:
     if isinstance(event, Tick):
         on_tick(state, now, out)
     elif isinstance(event, Replied):
-        if event.request.purpose in ENTRY_PURPOSES:
+        guard.count_error(state, event, now)
+        if event.request.purpose == income.PURPOSE:
+            income.on_income(state, event, now, out)
+        elif event.request.purpose in ENTRY_PURPOSES:
             entries.on_prepared(state, event, now, out)
         else:
             replies.on_replied(state, event, now, out)
@@ -77,6 +81,8 @@ def step(state: State, event: Event, now: Now) -> list[Effect]:
         out.add(Snap("trouble"))
     elif isinstance(event, Stopping):
         state.stopping = True
+    if not isinstance(event, QuoteSeen):
+        guard.follow_breakers(state, now, out, idle=isinstance(event, Tick))
     watch(state, out)
     return out.items
 
@@ -144,6 +150,7 @@ def on_tick(state: State, now: Now, out: Effects) -> None:
     if len(state.tries) > TRIES_MAX:
         state.tries = {k: n for k, n in state.tries.items() if k in state.deadlines}
     check_time_exits(state, now, out)
+    guard.watch_jobs(state, now, out)
     for waiting in list(state.waiting.values()):
         if waiting.for_place and not state.rotating:
             freed = replace(waiting, for_place=False, until_ms=now.boot_ms + WAIT_MS)
@@ -206,6 +213,8 @@ def _due_fills(state: State, order_id: str, now: Now, out: Effects) -> None:
     if order is None or position is None or not _short_of_fills(order, position):
         return
     out.add(orders.trades_request(order.symbol, position.opened_ms - 1))
+    if state.tries.get(("fills", order_id), 0) >= FILLS_TRIES:  # no trade explains it
+        out.add(orders.position_request(order.symbol))
     pause_ms = protect.backoff_ms(state, "fills", order_id)
     protect.arm_deadline(state, out, "fills", order_id, now.boot_ms + pause_ms)
 
@@ -249,7 +258,12 @@ def _due_snap(state: State, key: str, now: Now, out: Effects) -> None:
     out.add(Snap("again"))
 
 
+def _due_income(state: State, kind: str, now: Now, out: Effects) -> None:
+    income.ask(state, kind, now, out)
+
+
 _DUE: Final = {
+    "income": _due_income,
     "snap": _due_snap,
     "naked": _due_naked,
     "stop": _due_stop,

@@ -134,6 +134,14 @@ def test_a_signal_is_the_same_wherever_and_whenever_it_is_made() -> None:
     assert judge(BUY, facts(bar_ms=START_MS + 1), Model(), TERMS)[0].id != one.id
 
 
+@pytest.mark.parametrize(("atr", "told"), [(math.nan, None), (0.0, None), (0.25, "0.25")])
+def test_a_signal_tells_the_atr_of_its_timeframe_once_it_is_known(
+    atr: float, told: str | None
+) -> None:
+    one, _ = judge(BUY, facts(atr=atr), Model(), TERMS)
+    assert one is not None and one.fields.get("atr") == told
+
+
 # --- rules -----------------------------------------------------------------------------------
 
 
@@ -145,6 +153,7 @@ def test_rules_fire_regularly_on_a_driftless_market_and_each_of_them_does() -> N
     assert 3 < per_signal < 10  # closed 1m candles per symbol
     assert {s.fields["rule"] for s in signals} == {r.name for r in trading.desk.rules}
     assert {s.fields["timeframe"] for s in signals} >= {"1m", "5m"}
+    assert all(float(s.fields["atr"]) > 0.0 for s in signals)
     assert len({s.id for s in signals}) == len(signals)
     outcomes = trading.of(desks.PutOutcome)
     assert len(outcomes) + len(trading.desk.open) == len(signals)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -65,10 +67,39 @@ def test_the_weakest_leaves_only_in_profit_after_both_fees(bid: str, rotates: bo
     assert bool(sends(challenge(desk), "exit")) is rotates  # type: ignore[arg-type]
 
 
-def test_no_rotation_on_a_stale_quote() -> None:
+@pytest.mark.parametrize(("age_ms", "rotates"), [(999, True), (1_000, True), (1_001, False)])
+def test_no_rotation_on_a_stale_quote(age_ms: float, rotates: bool) -> None:
     desk = full_desk()
-    desk.state.quotes["SOLUSDT"] = Quote(Decimal("1004.9"), Decimal("1005"), desk.boot_ms - 1_001)
-    assert not sends(challenge(desk), "exit")  # type: ignore[arg-type]
+    desk.state.quotes["SOLUSDT"] = Quote(Decimal("1004.9"), Decimal("1005"), desk.boot_ms - age_ms)
+    assert bool(sends(challenge(desk), "exit")) is rotates  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("fees", "rotates"), [("0.01", True), ("0", False), ("-0.01", False)])
+def test_the_last_cent_decides_about_profit(fees: str, rotates: bool) -> None:
+    desk = full_desk()
+    position = desk.state.positions["SOLUSDT"]
+    left = (Decimal("1004.9") - position.entry) * position.qty
+    left -= Decimal("1004.9") * position.qty * desk.limits.taker_fee
+    desk.state.positions["SOLUSDT"] = replace(position, fees=left - Decimal(fees))
+    assert bool(sends(challenge(desk), "exit")) is rotates  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("leaving", [{"exit_order": "x"}, {"exit_reason": "maximum hold"}])
+def test_no_rotation_while_a_position_is_leaving(leaving: dict[str, str]) -> None:
+    desk = full_desk()
+    position = desk.state.positions["BTCUSDT"]
+    desk.state.positions["BTCUSDT"] = replace(position, **leaving)  # type: ignore[arg-type]
+    done = challenge(desk)
+    assert not sends(done, "exit")  # type: ignore[arg-type]
+    assert json.loads(decisions(done)[0]["verdicts"])[-1]["busy"] == "1"  # type: ignore[arg-type]
+
+
+def test_one_rotation_at_a_time_and_it_says_which() -> None:
+    desk = full_desk()
+    challenge(desk)
+    done = desk.signal(id="more", symbol="ADAUSDT", confidence="0.95")
+    assert not sends(done, "exit")
+    assert json.loads(decisions(done)[0]["verdicts"])[-1]["busy"] == "SOLUSDT"
 
 
 def test_rotation_can_be_turned_off() -> None:

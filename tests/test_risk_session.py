@@ -190,7 +190,9 @@ def test_a_resume_arms_again_however_soon_it_follows_the_halt(
             fields = {"name": name, "id": name}
             for effect in step(held.state, CommandRead("1-0", fields), held.now()):
                 if isinstance(effect, Commit):
-                    assert await streams.commit(r, KEYS, epoch=1, ops=effect.ops) == "ok"
+                    write = streams.Write(effect.ops)
+                told = await streams.commit(r, KEYS, epoch=1, writes=[write])
+                assert told == (["ok"], None)
 
         await command("halt")
         for _ in range(looks_between):
