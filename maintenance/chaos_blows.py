@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import redis.exceptions
 
-from maintenance import chaos_plan
+from maintenance import chaos_crash, chaos_plan
 from maintenance.chaos_plan import Step
 from maintenance.chaos_rig import RISKS, Rig
 
@@ -34,6 +34,8 @@ def strike(rig: Rig, step: Step) -> bool:
         return _venue_fault(rig, step)
     if step.kind in chaos_plan.ACT_KINDS:
         return _act(rig, step)
+    if step.kind in chaos_plan.CRASH_KINDS:
+        return chaos_crash.crash(rig, step)
     return _BLOWS[step.kind](rig, step)
 
 

@@ -65,6 +65,7 @@ TICK_MS: Final = 100  # deadlines are asked for exactly; this is the floor for e
 STATUS_MS: Final = 1_000
 CLOCK_MS: Final = 2_000  # between two looks at the exchange's clock
 BLOCK_MS: Final = 500
+PENDING_COUNT: Final = 1_000  # of our own pending entries at once
 STOP_MS: Final = 5_000  # to finish what is in flight
 COMMIT_S: Final = 3.0  # a Redis that takes longer is treated as lost; nothing is repeated
 COMMITS_MAX: Final = 20_000  # waiting for Redis; beyond it the exchange is the only memory
@@ -357,7 +358,8 @@ class Session:
 
     async def read(self) -> None:
         """Signals and commands; our own pending ones first, and after every connection error."""
-        keys, own_pending = [self.keys.signals, self.keys.commands], True
+        keys = [self.keys.signals, self.keys.commands]
+        pending: dict[str, str] | None = dict.fromkeys(keys, "0")
         while True:
             while len(self.inbox) >= INBOX_MAX:
                 await asyncio.sleep(TICK_MS / 1000)
@@ -367,23 +369,26 @@ class Session:
                     keys,
                     self.cfg.account,
                     CONSUMER,
-                    own_pending=own_pending,
-                    count=1_000 if own_pending else 64,
-                    block_ms=None if own_pending else BLOCK_MS,
+                    own_pending_after=pending,
+                    count=64 if pending is None else PENDING_COUNT,
+                    block_ms=BLOCK_MS if pending is None else None,
                 )
             except WEATHER as error:
-                if not own_pending:
+                if pending is None:
                     log.warning("redis read failed error=%s", error)
                 await asyncio.sleep(RETRY_S)
                 if "NOGROUP" in str(error):
                     with contextlib.suppress(*WEATHER):  # the next read tells it again
                         await self.ensure_groups()
-                if not own_pending:
+                if pending is None:
                     self.feed(Trouble("redis was away"))
-                own_pending = True
+                pending = dict.fromkeys(keys, "0")
                 continue
-            own_pending = False
+            if not entries:
+                pending = None  # read to its end
             for stream, entry_id, fields in entries:
+                if pending is not None:
+                    pending[stream] = entry_id
                 made = SignalRead if stream == self.keys.signals else CommandRead
                 self.feed(made(entry_id, fields))
 

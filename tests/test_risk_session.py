@@ -14,7 +14,7 @@ from risk_desk import KEYS, Desk, sends
 import process
 import streams
 from risk import session
-from risk.events import Commit, CommitFailed, Done, Trouble
+from risk.events import Commit, CommitFailed, Done, SignalRead, Trouble
 from risk.gate import Limits
 from risk.lease import Lease
 from risk.main import Risk
@@ -136,6 +136,30 @@ def test_opening_on_a_full_redis_is_not_armed_and_goes_on(redis_url: str) -> Non
         finally:
             await r.config_set("maxmemory", 0)
             await r.aclose()
+
+    asyncio.run(work())
+
+
+def test_every_pending_entry_of_a_former_holder_is_read_before_a_new_one(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "PENDING_COUNT", 10)
+
+    async def work() -> None:
+        r = streams.connect_async(redis_url)
+        held = make_session(r)
+        await held.ensure_groups()
+        names = [str(n) for n in range(25)]
+        for name in names:
+            await streams.publish_async(r, KEYS.signals, {"id": name})
+        await streams.read_group(r, [KEYS.signals], "main", session.CONSUMER)  # and it died
+        await streams.publish_async(r, KEYS.signals, {"id": "new"})
+        reading = asyncio.create_task(held.read())
+        await asyncio.sleep(0.3)
+        reading.cancel()
+        read = [event.fields["id"] for event in held.inbox if isinstance(event, SignalRead)]
+        assert read == [*names, "new"]
+        await r.aclose()
 
     asyncio.run(work())
 
