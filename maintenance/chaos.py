@@ -210,6 +210,7 @@ def run_chaos(
             told = "bit" if carry_out(rig, run, step) else "missed"
             if tell:
                 print(f"{step.number:4} {step.kind} {told}", file=sys.stderr, flush=True)
+        run.bit += rig.beside
         source.halt()
         held = come_to_rest(rig, run)
         close_all(rig, run)

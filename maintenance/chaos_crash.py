@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import redis.exceptions
@@ -26,7 +28,8 @@ DEATH_S: Final = 5.0  # from taking the file to the end of the process
 
 
 def crash(rig: Rig, step: Step) -> bool:
-    """Arm the point, wait for a death by it, start the dead one again as a standby."""
+    """Arm the point, wait for a death by it, start the dead one again; a successor must trade."""
+    epoch = int(rig.status().get("epoch", 0))
     point = step.kind.removeprefix(chaos_points.PREFIX)
     chaos_points.arm(rig.points, point, int(step.body["passes"]), step.number)
     by_take_over = point in TAKE_OVER_POINTS or step.body.get("by") == "take-over"
@@ -43,7 +46,21 @@ def crash(rig: Rig, step: Step) -> bool:
     if by_take_over:
         rig.deaths.append(wall_ms())
     rig.start_risk(name)
+    with beside(rig, step.beside):
+        rig.wait(lambda: rig.trading(epoch), TAKE_OVER_S, f"a successor after {point}")
     return True
+
+
+@contextmanager
+def beside(rig: Rig, step: Step | None) -> Iterator[None]:
+    """A fault of the exchange that lies in wait for whoever takes over; it counts by itself."""
+    told = rig.ask("POST", "/venue/v1/faults", step.body) if step else None
+    try:
+        yield
+    finally:
+        if step and told:
+            rig.beside[step.kind] += bool(rig.struck(int(told["id"])))
+            rig.clear(int(told["id"]))
 
 
 def _kill_the_holder(rig: Rig) -> None:

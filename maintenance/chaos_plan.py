@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from maintenance import chaos_points
 
-PAUSE_S: Final = (0.2, 1.2)  # between the end of one fault and the next
+PAUSE_S: Final = (0.05, 0.6)  # between the end of one fault and the next
 STEPS_MAX: Final = 5_000
 TIMES_MAX: Final = 3  # strikes of one planted fault
 DOORS: Final = (  # of the exchange: the requests that risk lives by
@@ -74,6 +74,10 @@ AT_ENTRY_KINDS: Final = ("kill_holder", "stop_holder", "redis_kill", "client_kil
 VENUE_KINDS: Final = ORDER_KINDS + STREAM_KINDS
 CRASH_KINDS: Final = tuple(chaos_points.PREFIX + point for point in chaos_points.POINTS)
 KINDS: Final = PROCESS_KINDS + REDIS_KINDS + ACT_KINDS + VENUE_KINDS + CRASH_KINDS
+BESIDE_KINDS: Final = tuple(  # what costs a successor a request and not its tongue
+    kind for kind in ORDER_KINDS if kind not in ("ban", "limit", "partial_fill", "would_trigger")
+)
+BESIDE_SHARE: Final = 0.5
 FAVOURED: Final = {  # with a guard removed: what needs it comes more often
     "fence": ("stop_holder",),
     "query": ("unknown_executed", "reply_lost", "timeout_executed"),
@@ -100,6 +104,7 @@ class Step:
     body: Mapping[str, Any]
     after_intent_ms: float | None = None
     deaf_s: float = 0.0  # for so long the user stream is mute meanwhile
+    beside: Step | None = None  # a fault of the exchange that awaits the successor
 
 
 def kinds_of(words: str) -> tuple[str, ...]:
@@ -137,8 +142,16 @@ def plan(
         moment = after_ms if at_entry else None
         deaf_s = round(chance.uniform(*DEAF_S), 2) if chance.random() < DEAF_SHARE else 0.0
         deaf_s = deaf_s if kind in DEAF_KINDS else 0.0
-        made.append(Step(len(made) + 1, kind, pause_s, hold_s, body, moment, deaf_s))
+        also = _beside(len(made) + 1, chance) if kind in CRASH_KINDS else None
+        made.append(Step(len(made) + 1, kind, pause_s, hold_s, body, moment, deaf_s, also))
     return made
+
+
+def _beside(number: int, chance: random.Random) -> Step | None:
+    if chance.random() >= BESIDE_SHARE:
+        return None
+    kind = chance.choice(BESIDE_KINDS)
+    return Step(number, kind, 0.0, 0.0, _order_fault(kind, chance))
 
 
 def _details(kind: str, chance: random.Random, ttl_s: float) -> tuple[dict[str, Any], float]:

@@ -14,6 +14,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -54,6 +55,7 @@ class Rig:
         self.broken = broken  # the guard that risk runs without
         self.points = folder / "points"
         self.deaths: list[int] = []  # wall ms, of holders that died while they took over
+        self.beside: Counter[str] = Counter()  # faults that bit in a take-over
         self.keys = streams.Keys("sim", "main")
         self.redis_port = redis_server.free_port()
         self.redis_url = f"redis://{redis_server.LOOPBACK}:{self.redis_port}/0"

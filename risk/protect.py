@@ -298,6 +298,7 @@ def close_position(
         state.rotating = ""
         state.rotated_ms = now.market_ms
     ops += retire_legs(state, position.signal, now, out)
+    ops += count_entry(state, position, now, out)
     ops += journal.closed_ops(state, position, reason, now)
     ops += journal.portfolio_ops(state, now)
     record(state, out, ops, position.symbol)
@@ -322,6 +323,18 @@ def retire_legs(state: State, cause: str, now: Now, out: Effects) -> list[Op]:
         else:
             arm_deadline(state, out, "query", order.id, now.boot_ms + RETRY_MS * 4)
     return ops
+
+
+def count_entry(state: State, position: Position, now: Now, out: Effects) -> list[Op]:
+    """An entry whose end is not told yet has been executed as far as its position went: what is
+    told of that later, to us or to a successor, opens no second one."""
+    entry = state.orders.get(position.entry_order)
+    if entry is None or entry.terminal:
+        return []
+    executed = max(entry.executed, min(position.qty + position.exit_qty, entry.qty))
+    put_order(state, replace(entry, executed=executed))
+    arm_deadline(state, out, "query", entry.id, now.boot_ms + RETRY_MS * 4, earliest=True)
+    return journal.order_ops(state, state.orders[entry.id], now)
 
 
 # --- leaving -----------------------------------------------------------------------------------

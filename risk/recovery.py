@@ -61,8 +61,9 @@ def correct(state: State, snapshot: Snapshot, now: Now, out: Effects) -> None:
     prefix = f"ag{state.prefix}"
     actions = reconcile.difference(state.positions, state.orders, state.foreign, snapshot, prefix)
     resting = {r.id: r for r in (*snapshot.orders, *snapshot.algos)}
+    touched = dict(state.touched)  # by others: what one correction changes outdates no other
     for action in actions:
-        if state.touched.get(action.symbol, -1e18) >= snapshot.started_ms:
+        if touched.get(action.symbol, -1e18) >= snapshot.started_ms:
             arm_deadline(state, out, "snap", "", now.boot_ms + AGAIN_MS, earliest=True)
             continue
         act(state, action, resting.get(action.order), now, out)
