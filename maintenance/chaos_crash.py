@@ -24,6 +24,7 @@ from maintenance.chaos_rig import RISKS, Rig
 
 PASS_S: Final = 6.0  # for somebody to pass the point
 TAKE_OVER_S: Final = 12.0  # the same where a lease must run out first
+BESIDE_S: Final = 0.5  # for a successor that trades to meet what lies in wait
 DEATH_S: Final = 5.0  # from taking the file to the end of the process
 
 
@@ -59,8 +60,11 @@ def beside(rig: Rig, step: Step | None) -> Iterator[None]:
         yield
     finally:
         if step and told:
-            rig.beside[step.kind] += bool(rig.struck(int(told["id"])))
-            rig.clear(int(told["id"]))
+            plan_id, end = int(told["id"]), time.monotonic() + BESIDE_S
+            while not rig.struck(plan_id) and time.monotonic() < end:
+                time.sleep(0.02)
+            rig.beside[step.kind] += bool(rig.struck(plan_id))
+            rig.clear(plan_id)
 
 
 def _kill_the_holder(rig: Rig) -> None:

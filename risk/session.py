@@ -68,6 +68,7 @@ BLOCK_MS: Final = 500
 PENDING_COUNT: Final = 1_000  # of our own pending entries at once
 STOP_MS: Final = 5_000  # to finish what is in flight
 COMMIT_S: Final = 3.0  # a Redis that takes longer is treated as lost; nothing is repeated
+HURRY_MS: Final = 50  # for a record that something protective waits for; naked_ms is 1,000
 COMMITS_MAX: Final = 20_000  # waiting for Redis; beyond it the exchange is the only memory
 INBOX_MAX: Final = 10_000  # events waiting; beyond it Redis is not read and marks are skipped
 EVENTS_A_TURN: Final = 256  # before the event loop breathes
@@ -108,6 +109,7 @@ class Session:
         self.commits_dropped = 0
         self.events_dropped = 0
         self.failing = False
+        self.hurried: dict[str, Commit] = {}  # by what they are about; `then` has not gone out
         self.writing = False  # a commit is out of the outbox and not decided yet
 
     # --- clocks and events ---
@@ -223,6 +225,7 @@ class Session:
         return not work and settled(self.state)
 
     async def close(self) -> None:
+        self.hurried.clear()
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -257,16 +260,31 @@ class Session:
             self.commits_dropped += 1
             self.feed(CommitFailed(commit, "failed"))
             return
+        if commit.hurry:
+            self.hurried[commit.about] = commit
+            asyncio.get_running_loop().call_later(HURRY_MS / 1000, self.go_ahead, commit)
         left = self.without_redis(commit) if self.failing else commit
         if left is not None:
             self.outbox.append(left)
             self.writable.set()
 
+    def go_ahead(self, commit: Commit) -> None:
+        """The write takes long: what protects waits no longer."""
+        if not self.over.is_set():
+            self.carry_out(self.released(commit))
+
+    def released(self, commit: Commit) -> tuple[Effect, ...]:
+        """What waited for this write; of one in a hurry it is given out once."""
+        if commit.hurry and self.hurried.pop(commit.about, None) is None:
+            return ()
+        return commit.then
+
     def without_redis(self, commit: Commit) -> Commit | None:
         """While Redis takes nothing: an entry ends here, unsent; what a record held back and
         what protects goes out now. The record itself waits."""
-        if commit.armed or commit.then:
-            self.feed(CommitFailed(commit, "failed"))
+        then = self.released(commit)
+        if commit.armed or then:
+            self.feed(CommitFailed(replace(commit, then=then), "failed"))
         return None if commit.armed else replace(commit, then=())
 
     async def write(self) -> None:
@@ -295,10 +313,11 @@ class Session:
                 self.failing = False
                 self.feed(Trouble("redis was away"))
             self.writing = False
+            then = self.released(commit)
             if verdict == "ok":
-                self.carry_out(commit.then)
+                self.carry_out(then)
                 continue
-            self.feed(CommitFailed(commit, verdict))
+            self.feed(CommitFailed(replace(commit, then=then), verdict))
             if verdict == "stale":
                 log.error("a newer holder exists epoch=%d", self.state.epoch)
                 self.over.set()
@@ -313,7 +332,7 @@ class Session:
                 "commit failed about=%s error=%s %s", commit.about, type(error).__name__, error
             )
         self.failing = True
-        self.feed(CommitFailed(commit, "failed"))
+        self.feed(CommitFailed(replace(commit, then=self.released(commit)), "failed"))
         if mistake:
             return
         waiting = [left for c in self.outbox if (left := self.without_redis(c)) is not None]

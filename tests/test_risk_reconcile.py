@@ -360,6 +360,21 @@ def test_an_entry_whose_end_is_told_after_its_round_trip_opens_no_second_one(
     assert not after.state.positions and after.state.orders[entry.about].state == "filled"
 
 
+def test_a_leg_that_an_adopting_holder_sent_before_it_died_is_kept_by_the_next() -> None:
+    desk = Desk()
+    sends(desk.signal(), "entry")
+    there = {"BTCUSDT": (Decimal(1), Decimal(1000))}
+    second = restart(desk)
+    sent = sends(second.do(SnapshotTaken(snapshot(there), START)))
+    assert [leg.about[-2:] for leg in sent] == ["s1", "t1"]
+    third = restart(desk)  # nothing of what the second did was written but the legs
+    legs = [second.state.orders[leg.about] for leg in sent]
+    third.state.orders |= {leg.id: leg for leg in legs}
+    done = third.do(SnapshotTaken(snapshot(there, algos=tuple(map(rest, legs))), START))
+    assert not cancels(done)
+    assert not {s.about for s in sends(done)} & {leg.id for leg in legs}
+
+
 def taken_over(state_of_legs: str) -> tuple[Desk, Desk, list[Send]]:
     """(before, after, legs sent): an entry is found filled by a new holder who sees no position."""
     desk = Desk()

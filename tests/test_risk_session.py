@@ -84,6 +84,57 @@ def test_a_full_redis_is_asked_again_for_a_record_and_never_for_an_entry(
     assert tries == [("record", False)] * 3 + [("leave", False)]
 
 
+@pytest.mark.parametrize("answer", ["ok", FULL], ids=["written", "refused"])
+@pytest.mark.parametrize(("takes_s", "sent"), [(0.0, 1), (0.2, 1)])
+def test_a_slow_write_holds_no_protection_back_and_none_goes_out_twice(
+    monkeypatch: pytest.MonkeyPatch, answer: BaseException | str, takes_s: float, sent: int
+) -> None:
+    desk = Desk()
+    _, stop, _ = desk.open()
+
+    async def main() -> None:
+        held = make_session()
+        put: list[Any] = []
+        monkeypatch.setattr(held.dispatcher, "put", put.append)
+        monkeypatch.setattr(session, "RETRY_S", 0.001)
+        answers = [answer]
+
+        async def commit(*_: Any, **__: Any) -> str:
+            await asyncio.sleep(takes_s)
+            told = answers.pop(0) if answers else "ok"
+            if isinstance(told, BaseException):
+                raise told
+            return told
+
+        monkeypatch.setattr(streams, "commit", commit)
+        writing = asyncio.create_task(held.write())
+        held.queue(Commit((("record",),), about=stop.about, then=(stop,), hurry=True))
+        await asyncio.sleep(0.15)
+        waited = takes_s * 1000 > session.HURRY_MS
+        assert len(put) == int(waited or answer == "ok")
+        await asyncio.sleep(takes_s * 2)
+        failed = [e.commit.then for e in held.inbox if isinstance(e, CommitFailed)]
+        assert len(put) + len([then for then in failed if then]) == sent
+        writing.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_session_that_is_over_sends_nothing_that_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, stop, _ = Desk().open()
+
+    async def work() -> None:
+        held = make_session()
+        put: list[Any] = []
+        monkeypatch.setattr(held.dispatcher, "put", put.append)
+        held.queue(Commit((("record",),), about=stop.about, then=(stop,), hurry=True))
+        held.over.set()
+        await asyncio.sleep(2 * session.HURRY_MS / 1000)
+        assert put == []
+
+    asyncio.run(work())
+
+
 def test_while_redis_fails_an_entry_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(held: Session) -> None:
         held.failing = True
