@@ -269,19 +269,20 @@ async def read_group(
     group: str,
     consumer: str,
     *,
-    own_pending: bool = False,
+    own_pending_after: Mapping[str, str] | None = None,
     count: int = 64,
     block_ms: int | None = None,
 ) -> list[tuple[str, str, dict[str, str]]]:
-    """(stream, id, fields) of new entries, or of this consumer's own pending ones.
+    """(stream, id, fields) of new entries, or of this consumer's own pending ones after an id of
+    each stream.
 
-    After every connection error read the own pending list first: an entry whose reply was lost
-    is there and is shown nowhere else. An entry that was trimmed away while pending has {}.
+    After every connection error read the own pending list first, from "0" to its end: an entry
+    whose reply was lost is there and is shown nowhere else. One that was trimmed while pending
+    has {}.
     """
     if block_ms is not None and not 0 < block_ms <= BLOCK_MS_MAX:
         raise ValueError(f"block_ms must lie in 1..{BLOCK_MS_MAX}")
-    cursor = "0" if own_pending else ">"
-    wanted: Any = dict.fromkeys(keys, cursor)
+    wanted: Any = own_pending_after or dict.fromkeys(keys, ">")
     answer: Any = await r.xreadgroup(group, consumer, wanted, count=count, block=block_ms)
     return [
         (stream, entry_id, fields or {})

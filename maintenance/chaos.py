@@ -28,7 +28,17 @@ import redis.exceptions
 import process
 import streams
 from clock import wall_ms
-from maintenance import audit, chaos_blows, chaos_check, chaos_plan, redis_server, summary, warm
+from maintenance import (
+    audit,
+    chaos_blows,
+    chaos_check,
+    chaos_plan,
+    chaos_points,
+    chaos_world,
+    redis_server,
+    summary,
+    warm,
+)
 from maintenance.chaos_check import Evidence, Span
 from maintenance.chaos_plan import Step
 from maintenance.chaos_rig import Rig
@@ -40,7 +50,6 @@ REST_S_MAX: Final = 40.0  # until everything agrees after the last fault
 CLOSE_S_MAX: Final = 40.0
 SECONDS: Final = (5, 86_400)
 TTL_S: Final = 3.0
-POSITIONS_MAX: Final = 3
 NAKED_MS_MAX: Final = 1_000
 TAKE_OVER_MS: Final = 1_500  # beyond the lease's life, until the next holder has protected
 TRADES_MS: Final = 2_000  # beyond the lease's life, until the next holder trades
@@ -60,8 +69,8 @@ class Run:
     takeovers: list[tuple[str, int]] = field(default_factory=list)
 
 
-def carry_out(rig: Rig, run: Run, step: Step) -> None:
-    """One fault, until it bit and a holder trades again."""
+def carry_out(rig: Rig, run: Run, step: Step) -> bool:
+    """One fault, until it bit and a holder trades again. Did it bite?"""
     time.sleep(step.pause_s)
     epoch, start_ms = rig.trading(), wall_ms()
     rig.dead_ms = 0
@@ -72,7 +81,7 @@ def carry_out(rig: Rig, run: Run, step: Step) -> None:
         now = rig.wait(rig.trading, READY_S_MAX, f"a holder after {step.kind} ({step.number})")
     except TimeoutError as error:
         run.unrest.append(str(error))
-        return
+        return bit
     finally:
         rig.look_after()
         rig.follow()
@@ -83,6 +92,7 @@ def carry_out(rig: Rig, run: Run, step: Step) -> None:
         run.taken_over.append((min(dead_ms, trades_ms), trades_ms))
     if bit and step.kind in chaos_plan.REFUSING_KINDS:
         run.refused.append((start_ms, wall_ms() + AFTER_BAN_MS))
+    return bit
 
 
 def come_to_rest(rig: Rig, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -189,10 +199,11 @@ def evidence(
         decided=frozenset(rig.decided),
         taken_over=run.taken_over,
         refused=[*struck(ledger, run.refused), *rig.stalled],
+        deaths=rig.deaths,
         foreign=rig.foreign,
         takeovers=run.takeovers,
         takeover_ms_max=int(TTL_S * 1000) + TRADES_MS,
-        positions_max=POSITIONS_MAX,
+        positions_max=rig.world.positions_max,
         naked_ms_max=NAKED_MS_MAX,
         naked_ms_max_over_all=int(TTL_S * 1000) + TAKE_OVER_MS,
         unrest=run.unrest,
@@ -201,22 +212,27 @@ def evidence(
 
 
 def run_chaos(
-    folder: Path, seed: int, steps: Sequence[Step], seconds: float, tell: bool = True
+    folder: Path,
+    seed: int,
+    steps: Sequence[Step],
+    seconds: float,
+    tell: bool = True,
+    broken: str = "",
 ) -> dict[str, Any]:
     """One run of these steps, ended after `seconds`; the report as `--json` prints it."""
-    run = Run(seed)
-    with Rig(folder, seed) as rig:
+    run, world = Run(seed), chaos_world.world(seed)
+    with Rig(folder, seed, world, broken=broken) as rig:
         rig.wait(rig.trading, READY_S_MAX, "the first holder")
-        source = Source(rig.redis_url, rig.venue_url, rig.keys, seed)
+        source = Source(rig.redis_url, rig.venue_url, rig.keys, seed, world)
         source.start()
         end = time.monotonic() + seconds
         for step in steps:
             if time.monotonic() >= end:
                 break
-            carry_out(rig, run, step)
+            told = "bit" if carry_out(rig, run, step) else "missed"
             if tell:
-                told = "bit" if run.bit[step.kind] else "missed"
                 print(f"{step.number:4} {step.kind} {told}", file=sys.stderr, flush=True)
+        run.bit += rig.beside
         source.halt()
         held = come_to_rest(rig, run)
         close_all(rig, run)
@@ -224,7 +240,7 @@ def run_chaos(
         (folder / "orders.jsonl").write_text(
             "".join(json.dumps([name, row]) + "\n" for name, row in rig.orders)
         )
-    return report(run, found, seconds)
+    return report(run, found, seconds) | {"signals_again": source.sent_again, "broken": broken}
 
 
 def report(run: Run, found: Evidence, seconds: float) -> dict[str, Any]:
@@ -237,6 +253,7 @@ def report(run: Run, found: Evidence, seconds: float) -> dict[str, Any]:
         "faults": dict(sorted(run.bit.items())),
         "faults_bit": run.bit.total(),
         "faults_missed": dict(sorted(run.missed.items())),
+        "crash_points": {p: run.bit[chaos_points.PREFIX + p] for p in chaos_points.POINTS},
         **chaos_check.counts(found),
         "lost": len(wrong["every intent ends once"]) + len(wrong["signals decided"]),
         "duplicates": len(wrong["one order per client id"]),
@@ -256,7 +273,7 @@ def lines(told: dict[str, Any]) -> list[str]:
     faults = ", ".join(f"{kind} {n}" for kind, n in told["faults"].items())
     missed = sum(told["faults_missed"].values())
     made.append(f"{told['faults_bit']} faults bit ({faults}), {missed} did not")
-    names = ("signals", "intents", "orders_at_exchange", "fills", "round_trips")
+    names = ("signals", "intents", "intents_at_exchange", "intents_filled", "fills", "round_trips")
     made.append(", ".join(f"{told[name]} {name.replace('_', ' ')}" for name in names))
     made.append(
         f"naked {told['naked_ms_max']} ms at most while risk was alive, "
@@ -273,6 +290,12 @@ def main(args: argparse.Namespace) -> int:
         process.fail(f"--seed {seed} is not within 0 and {SEED_END - 1}.", 2)
     if not SECONDS[0] <= args.seconds <= SECONDS[1]:
         process.fail(f"--for {args.seconds:g} is not within {SECONDS[0]} and {SECONDS[1]} s.", 2)
+    broken = args.broken or ""
+    if broken and broken not in chaos_points.BREAKS:
+        process.fail(f"--break {broken} is none of {', '.join(chaos_points.BREAKS)}.", 2)
+    kinds = chaos_plan.kinds_of(args.kinds) if args.kinds else chaos_plan.favouring(broken)
+    if not kinds:
+        process.fail(f"--kinds {args.kinds}: no fault begins with that.", 2)
     print(f"seed {seed}", file=sys.stderr if args.json else sys.stdout, flush=True)
     state_dir = os.environ.get("AEGIS_STATE_DIR") or ".aegis"
     if warm.CACHE_ENV not in os.environ:
@@ -280,7 +303,8 @@ def main(args: argparse.Namespace) -> int:
         os.environ[warm.CACHE_ENV] = str(warm.numba_cache_dir(state_dir))
     folder = Path(tempfile.mkdtemp(prefix=f"aegis-chaos-{seed}-"))
     try:
-        told = run_chaos(folder, seed, chaos_plan.plan(seed, TTL_S), args.seconds)
+        steps = chaos_plan.plan(seed, TTL_S, kinds=kinds)
+        told = run_chaos(folder, seed, steps, args.seconds, broken=broken)
     except (redis_server.NoServer, TimeoutError, OSError, redis.exceptions.RedisError) as error:
         process.fail(f"Chaos with seed {seed} could not go on ({error}): logs are in {folder}.")
     except KeyboardInterrupt:

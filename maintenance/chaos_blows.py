@@ -15,7 +15,7 @@ from typing import Any, Final
 import redis.exceptions
 
 from clock import wall_ms
-from maintenance import chaos_plan, chaos_venue
+from maintenance import chaos_crash, chaos_plan, chaos_venue
 from maintenance.chaos_plan import Step
 from maintenance.chaos_rig import RISKS, Rig
 from maintenance.chaos_venue import BITE_S, SHORT_S, filters
@@ -39,6 +39,8 @@ def strike(rig: Rig, step: Step) -> bool:
         return _venue_fault(rig, step)
     if step.kind in chaos_plan.ACT_KINDS:
         return _act(rig, step)
+    if step.kind in chaos_plan.CRASH_KINDS:
+        return chaos_crash.crash(rig, step)
     blow = _BLOWS.get(step.kind) or chaos_venue.BLOWS[step.kind]
     return blow(rig, step)
 

@@ -55,6 +55,7 @@ class Evidence:
     foreign: Sequence[tuple[str, int, int]] = ()  # symbol; wall ms in which it was another's
     takeovers: Sequence[tuple[str, int]] = ()  # by what, ms until the next holder traded
     takeover_ms_max: int = FOREVER
+    deaths: Sequence[int] = ()  # wall ms: a holder died while it took over
     unrest: Sequence[str] = ()  # what did not come to rest in time
     mistakes: Sequence[str] = ()  # processes that died by themselves, errors that they call theirs
     books: Audit = field(init=False)
@@ -62,6 +63,10 @@ class Evidence:
     @property
     def excused(self) -> list[Span]:
         return [*self.taken_over, *self.refused]
+
+    @property
+    def begun_anew(self) -> list[Span]:
+        return [*self.refused, *((ms, ms) for ms in self.deaths)]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "books", audit.audit(self.ledger, FOREVER))
@@ -168,10 +173,11 @@ def stops_in_time(e: Evidence) -> list[str]:
 
 
 def stops_over_all(e: Evidence) -> list[str]:
-    """Nor for longer than a take-over may last, whoever was dead."""
+    """Nor for longer than a take-over may last, whoever was dead; a new holder that dies as well
+    leaves its successor a take-over of its own."""
     return [
         f"{symbol} was naked for {ms} ms, limit {e.naked_ms_max_over_all} ms"
-        for symbol, ms in naked(e, e.refused, e.naked_ms_max_over_all)
+        for symbol, ms in naked(e, e.begun_anew, e.naked_ms_max_over_all)
         if ms > e.naked_ms_max_over_all
     ]
 
@@ -342,11 +348,13 @@ def counts(e: Evidence) -> dict[str, int]:
         "intents": len({row["id"] for _, row in e.orders}),
         "entries": len({row["id"] for _, row in e.orders if row["leg"] == LEG_NAMES["e"]}),
         "orders_at_exchange": len(placed),
+        "intents_at_exchange": len({v["client_id"] for v in placed}),
+        "intents_filled": len({v["client_id"] for v in ours if v["type"] == "trade"}),
         "fills": len(e.books.fills),
         "round_trips": e.books.round_trips,
         "positions_max": e.books.positions_max,
         "naked_ms_max": max((ms for _, ms in naked(e, e.excused, 0)), default=0),
-        "naked_ms_max_over_all": max((ms for _, ms in naked(e, e.refused, 0)), default=0),
+        "naked_ms_max_over_all": max((ms for _, ms in naked(e, e.begun_anew, 0)), default=0),
         "takeovers": len(e.takeovers),
         "takeover_ms_max": max((ms for _, ms in e.takeovers), default=0),
         "takeover_ms_median": round(median([ms for _, ms in e.takeovers] or [0])),

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from maintenance import chaos_account
+from maintenance import chaos_account, chaos_points
 
-PAUSE_S: Final = (0.2, 1.2)  # between the end of one fault and the next
+PAUSE_S: Final = (0.05, 0.6)  # between the end of one fault and the next
 STEPS_MAX: Final = 5_000
 TIMES_MAX: Final = 3  # strikes of one planted fault
 DOORS: Final = (  # of the exchange: the requests that risk lives by
@@ -81,7 +81,24 @@ MARKET_STREAMS: Final = (  # what risk listens to besides the user stream
 )
 AT_ENTRY_KINDS: Final = ("kill_holder", "stop_holder", "redis_kill", "client_kill", "script_flush")
 VENUE_KINDS: Final = ORDER_KINDS + STREAM_KINDS
-KINDS: Final = PROCESS_KINDS + REDIS_KINDS + ACT_KINDS + VENUE_KINDS + chaos_account.KINDS
+CRASH_KINDS: Final = tuple(chaos_points.PREFIX + point for point in chaos_points.POINTS)
+KINDS: Final = (
+    PROCESS_KINDS + REDIS_KINDS + ACT_KINDS + VENUE_KINDS + CRASH_KINDS + chaos_account.KINDS
+)
+BESIDE_KINDS: Final = tuple(  # what costs a successor a request and not its tongue
+    kind for kind in ORDER_KINDS if kind not in ("ban", "limit", "partial_fill", "would_trigger")
+)
+BESIDE_SHARE: Final = 0.5
+FAVOURED: Final = {  # with a guard removed: what needs it comes more often
+    "fence": ("stop_holder",),
+    "query": ("unknown_executed", "reply_lost", "timeout_executed"),
+    "dedupe": ("user_doubled", "kill_holder"),
+    "stop": (),
+    "reconcile": ("crash:after_send_entry", "crash:after_answer_entry", "user_dropped"),
+}
+FAVOURED_TIMES: Final = 8
+assert {kind for kinds in FAVOURED.values() for kind in kinds} <= set(KINDS)
+assert FAVOURED.keys() == chaos_points.BREAKS.keys()
 _OPENS: Final = {"method": "POST", "path": "/fapi/v1/order"}
 _STOPS: Final = {"method": "POST", "path": "/fapi/v1/algoOrder"}
 
@@ -98,6 +115,23 @@ class Step:
     body: Mapping[str, Any]
     after_intent_ms: float | None = None
     deaf_s: float = 0.0  # for so long the user stream is mute meanwhile
+    beside: Step | None = None  # a fault of the exchange that awaits the successor
+
+
+def kinds_of(words: str) -> tuple[str, ...]:
+    """The kinds that begin with one of these words, by commas; empty where a word fits none."""
+    found: dict[str, None] = {}
+    for word in words.split(","):
+        fitting = [kind for kind in KINDS if word and kind.startswith(word)]
+        if not fitting:
+            return ()
+        found |= dict.fromkeys(fitting)
+    return tuple(found)
+
+
+def favouring(broken: str) -> tuple[str, ...]:
+    """All kinds, those that need the removed guard several times."""
+    return KINDS + FAVOURED.get(broken, ()) * FAVOURED_TIMES
 
 
 def plan(
@@ -122,8 +156,16 @@ def plan(
         moment = after_ms if at_entry else None
         deaf_s = round(chance.uniform(*DEAF_S), 2) if chance.random() < DEAF_SHARE else 0.0
         deaf_s = deaf_s if kind in DEAF_KINDS else 0.0
-        made.append(Step(len(made) + 1, kind, pause_s, hold_s, body, moment, deaf_s))
+        also = _beside(len(made) + 1, chance) if kind in CRASH_KINDS else None
+        made.append(Step(len(made) + 1, kind, pause_s, hold_s, body, moment, deaf_s, also))
     return made
+
+
+def _beside(number: int, chance: random.Random) -> Step | None:
+    if chance.random() >= BESIDE_SHARE:
+        return None
+    kind = chance.choice(BESIDE_KINDS)
+    return Step(number, kind, 0.0, 0.0, _order_fault(kind, chance))
 
 
 def _details(kind: str, chance: random.Random, ttl_s: float) -> tuple[dict[str, Any], float]:
@@ -137,6 +179,8 @@ def _details(kind: str, chance: random.Random, ttl_s: float) -> tuple[dict[str, 
         return {}, round(chance.uniform(0.0, 1.5), 3)  # until it is started again
     if kind == "reply_swallowed":
         return {"times": chance.randint(1, TIMES_MAX)}, 0.0
+    if kind in CRASH_KINDS:
+        return _crash(kind.removeprefix(chaos_points.PREFIX), chance), 0.0
     if kind in ACT_KINDS:
         return {
             "client": chance.choice(("web", "ios")),
@@ -149,6 +193,14 @@ def _details(kind: str, chance: random.Random, ttl_s: float) -> tuple[dict[str, 
     if kind in ORDER_KINDS:
         return _order_fault(kind, chance), 0.0
     return {}, 0.0
+
+
+def _crash(point: str, chance: random.Random) -> dict[str, Any]:
+    """At which pass; a snapshot is taken by a new holder, or by one that is asked for it."""
+    passes = chance.randint(1, chaos_points.PASSES_MAX)
+    if point in chaos_points.SNAPSHOT_POINTS:
+        return {"passes": 1, "by": chance.choice(("take-over", "command"))}
+    return {"passes": 1 if point in chaos_points.TAKE_OVER_POINTS else passes}
 
 
 def _order_fault(kind: str, chance: random.Random) -> dict[str, Any]:

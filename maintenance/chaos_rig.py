@@ -14,6 +14,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -27,6 +28,7 @@ from maintenance import launch, redis_server, universe
 from maintenance.chaos_check import Entry
 from maintenance.chaos_proxy import Proxy
 from maintenance.chaos_relay import Relay
+from maintenance.chaos_world import World
 from maintenance.running import Client
 from maintenance.supervisor import die_with_parent
 
@@ -48,8 +50,14 @@ Json = dict[str, Any]
 class Rig:
     """Use as a context manager. `risk` are the processes by their node's name."""
 
-    def __init__(self, folder: Path, seed: int, symbols: int = 12, rate: int = 600) -> None:
-        self.folder, self.seed, self.symbols, self.rate = folder, seed, symbols, rate
+    def __init__(
+        self, folder: Path, seed: int, world: World, rate: int = 600, broken: str = ""
+    ) -> None:
+        self.folder, self.seed, self.world, self.rate = folder, seed, world, rate
+        self.broken = broken  # the guard that risk runs without
+        self.points = folder / "points"
+        self.deaths: list[int] = []  # wall ms, of holders that died while they took over
+        self.beside: Counter[str] = Counter()  # faults that bit in a take-over
         self.keys = streams.Keys("sim", "main")
         self.redis_port = redis_server.free_port()
         self.redis_url = f"redis://{redis_server.LOOPBACK}:{self.redis_port}/0"
@@ -68,7 +76,8 @@ class Rig:
         self.decided: set[str] = set()
         self._tails: dict[str, str] = {}
         base = {k: v for k, v in os.environ.items() if not k.startswith(("AEGIS_", "REDIS_"))}
-        self._environ = launch.environment(base, **SETTINGS, AEGIS_STATE_DIR=folder)
+        places = {"AEGIS_POSITIONS_MAX": world.positions_max}
+        self._environ = launch.environment(base, **SETTINGS, **places, AEGIS_STATE_DIR=folder)
 
     def __enter__(self) -> Rig:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -115,8 +124,8 @@ class Rig:
 
     def _start_venue(self) -> None:
         argv = launch.python(
-            "venue.main", "--port", "0", "--symbols", str(self.symbols), "--rate", str(self.rate),
-            "--seed", str(self.seed % (1 << 31)), "--limits", "off",
+            "venue.main", "--port", "0", "--symbols", str(self.world.symbols),
+            "--rate", str(self.rate), "--seed", str(self.seed % (1 << 31)), "--limits", "off",
             "--state", str(self.folder / "venue"),
         )  # fmt: skip
         self.venue = self._spawn("venue", argv, stdout=subprocess.PIPE, env=self._environ)
@@ -132,7 +141,9 @@ class Rig:
             "AEGIS_VENUE_URL": f"http://{redis_server.LOOPBACK}:{self.relay.port}",
             "REDIS_URL": f"redis://{redis_server.LOOPBACK}:{self.proxy.port}/0",
         }
-        self.risk[name] = self._spawn(name, launch.python("risk.main"), env=environ)
+        argv = launch.python("maintenance.chaos_risk", "--points", str(self.points))
+        argv += ("--break", self.broken) if self.broken else ()
+        self.risk[name] = self._spawn(name, argv, env=environ)
 
     def kill_risk(self, name: str) -> None:
         process = self.risk[name]

@@ -1,14 +1,16 @@
 """Signals from a script instead of a brain, written to the real stream at a seeded pace.
 
-Both sides, all symbols, stops and targets close by, so that positions turn over. What Redis did
-not confirm is not counted as sent. Prices are the venue's own; while it tells none (a ban meets
-every caller of the address) there are no signals.
+Both sides, all symbols, in bursts, stops and targets close by, so that positions turn over. Some
+are sent again a little later under the same id, as they were or at the new price: they must not
+count twice. What Redis did not confirm is not counted as sent. Prices are the venue's own; while
+it tells none (a ban meets every caller of the address) there are no signals.
 """
 
 from __future__ import annotations
 
 import random
 import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -16,25 +18,28 @@ import redis.exceptions
 
 import streams
 from maintenance import universe
+from maintenance.chaos_world import World
 
-PAUSE_S: Final = (0.02, 0.25)  # between two signals
-DISTANCE: Final = (0.0025, 0.008)  # of a stop, as a share of the price
+LATELY: Final = 200  # signals that may be sent again: those of the last seconds
 RETRY_S: Final = 0.2
 NS_PER_MS: Final = 1_000_000
 
 
 def signal_fields(
-    chance: random.Random, number: int, quotes: Sequence[Mapping[str, Any]], now_ms: int, run: str
+    chance: random.Random,
+    name: str,
+    quotes: Sequence[Mapping[str, Any]],
+    now_ms: int,
+    distance: tuple[float, float],
 ) -> dict[str, str]:
-    """The next signal: its symbol, side, distances and confidence are drawn."""
+    """A signal: its symbol, side, distances and confidence are drawn."""
     quote = chance.choice(quotes)
     side = chance.choice(("buy", "sell"))
     sign = 1 if side == "buy" else -1
     price = float(quote["askPrice"] if sign > 0 else quote["bidPrice"])
-    stop = chance.uniform(*DISTANCE)
-    target = chance.uniform(*DISTANCE)
+    stop, target = chance.uniform(*distance), chance.uniform(*distance)
     return {
-        "id": f"chaos-{run}-{number}",
+        "id": name,
         "symbol": str(quote["symbol"]),
         "side": side,
         "price": f"{price:.8f}",
@@ -49,26 +54,49 @@ def signal_fields(
 class Source(threading.Thread):
     """Sends until `halt`; `sent` are the ids that Redis confirmed."""
 
-    def __init__(self, redis_url: str, venue_url: str, keys: streams.Keys, seed: int) -> None:
+    def __init__(
+        self, redis_url: str, venue_url: str, keys: streams.Keys, seed: int, world: World
+    ) -> None:
         super().__init__(daemon=True)
         self._r, self._venue, self._keys = streams.connect(redis_url, 1), venue_url, keys
-        self._chance, self._run = random.Random(f"signals {seed}"), str(seed)
+        self._chance, self._run, self._world = random.Random(f"signals {seed}"), str(seed), world
         self._over = threading.Event()
+        self._lately: deque[dict[str, str]] = deque(maxlen=LATELY)
+        self._number = 0
         self.sent: set[str] = set()
+        self.sent_again = 0
 
     def run(self) -> None:
-        number = 0
-        while not self._over.wait(self._chance.uniform(*PAUSE_S)):
-            number += 1
+        while not self._over.wait(self._chance.uniform(*self._world.pause_s)):
             try:
-                told = universe.get_json(f"{self._venue}/fapi/v1/ticker/bookTicker")
-                now_ms = universe.get_json(f"{self._venue}/fapi/v1/time")["serverTime"]
-                fields = signal_fields(self._chance, number, told, int(now_ms), self._run)
-                streams.publish(self._r, self._keys.signals, fields)
+                self._burst()
             except (redis.exceptions.RedisError, OSError, ValueError):
                 self._over.wait(RETRY_S)  # a fault of this run; signals go on after it
-                continue
+
+    def _burst(self) -> None:
+        """A few signals at the prices of one look. Raises what the fault of the moment raises."""
+        chance = self._chance
+        quotes = universe.get_json(f"{self._venue}/fapi/v1/ticker/bookTicker")
+        now_ms = int(universe.get_json(f"{self._venue}/fapi/v1/time")["serverTime"])
+        for _ in range(chance.randint(1, self._world.burst)):
+            fields = self._next(quotes, now_ms)
+            again = fields["id"] in self.sent
+            streams.publish(self._r, self._keys.signals, fields)
+            self.sent_again += again
             self.sent.add(fields["id"])
+            self._lately.append(fields)
+
+    def _next(self, quotes: Sequence[Mapping[str, Any]], now_ms: int) -> dict[str, str]:
+        """A new signal, or an earlier one: word for word, or its id with a new side and price."""
+        chance = self._chance
+        if self._lately and chance.random() < self._world.again:
+            earlier = chance.choice(self._lately)
+            if chance.random() < 0.5:
+                return earlier
+            return signal_fields(chance, earlier["id"], quotes, now_ms, self._world.distance)
+        self._number += 1
+        name = f"chaos-{self._run}-{self._number}"
+        return signal_fields(chance, name, quotes, now_ms, self._world.distance)
 
     def halt(self) -> None:
         """No signal after this returns."""

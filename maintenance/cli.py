@@ -176,6 +176,11 @@ def build() -> Parser:
     chaos.add_argument(
         "--for", dest="seconds", type=float, default=60.0, metavar="S", help="how long; default 60"
     )
+    chaos.add_argument("--kinds", metavar="WORDS", help="only faults that begin so: crash,redis")
+    chaos.add_argument(
+        "--break", dest="broken", metavar="NAME",
+        help="without one guard, to see it caught: fence, query, dedupe, stop, reconcile",
+    )  # fmt: skip
     chaos.add_argument("--json", action="store_true", help="one JSON object")
     chaos.set_defaults(run=_chaos)
     for name, text in _PLAIN.items():

@@ -137,7 +137,7 @@ class Commit:
     """One atomic, fenced write. `then` is carried out only after it is known to be written.
 
     Refused or failed, `then` is dropped and CommitFailed is fed back with this commit. Commits are
-    written in the order of their making.
+    written in the order of their making. In a hurry, `then` waits for the write a moment only.
     """
 
     ops: tuple[Op, ...]
@@ -146,6 +146,7 @@ class Commit:
     armed: bool = False
     unless: tuple[str, ...] = ()
     then: tuple[Effect, ...] = ()
+    hurry: bool = False
 
 
 Effect = Commit | Send | Cancel | Query | Timer | Note | Snap | Watch

@@ -1,10 +1,10 @@
 """From the first fill to the last: protect at once, leave when told, count what happened.
 
 A position has a resident stop within naked_ms of its first fill or it is closed at market. What
-reduces risk is sent before it is recorded (its ids and prices were decided and written with the
-entry) and is repeated until the exchange says that it is done: closePosition and reduceOnly make
-a repeat harmless. A position whose stop was moved or cancelled by hand gets its stop back; it is
-never closed for that.
+reduces risk is sent before its sending is recorded (its id and price were decided and written with
+the entry; a leg that was not is written first, but no write is waited for long) and is repeated
+until the exchange says that it is done: closePosition and reduceOnly make a repeat harmless. A
+position whose stop was moved or cancelled by hand gets its stop back; it is never closed for that.
 """
 
 from __future__ import annotations
@@ -63,16 +63,21 @@ def forget(state: State, kind: str, key: str) -> None:
     state.tries.pop((kind, key), None)
 
 
-def record(state: State, out: Effects, ops: list[Op], about: str, *then: Effect) -> None:
+def record(
+    state: State, out: Effects, ops: list[Op], about: str, *then: Effect, hurry: bool = False
+) -> None:
     if ops:
-        out.add(Commit(tuple(ops), about, then=then))
+        out.add(Commit(tuple(ops), about, then=then, hurry=hurry))
 
 
-def make_leg(state: State, position: Position, leg: str, revision: int, now: Now) -> Order:
-    """The order of a leg as decided with the entry; a new revision when that one is used up."""
+def make_leg(
+    state: State, position: Position, leg: str, revision: int, now: Now
+) -> tuple[Order, bool]:
+    """The order of a leg as decided with the entry, or a new revision when that one is used up;
+    is it new, so that nobody else knows its id yet?"""
     order_id = state.make_id(position.signal, leg, revision)
     if order_id in state.orders:
-        return state.orders[order_id]
+        return state.orders[order_id], False
     price = {"s": position.stop, "t": position.target}.get(leg, ZERO)
     order = Order(
         id=order_id,
@@ -89,7 +94,7 @@ def make_leg(state: State, position: Position, leg: str, revision: int, now: Now
         epoch=state.epoch,
     )
     put_order(state, order)
-    return order
+    return order, True
 
 
 # --- opening -----------------------------------------------------------------------------------
@@ -151,30 +156,34 @@ def _next_revision(state: State, position: Position, leg: str, current: int) -> 
 def place_stop(state: State, symbol: str, now: Now, out: Effects) -> None:
     position = state.positions[symbol]
     revision = _next_revision(state, position, orders.STOP_LEG, position.stop_revision)
-    order = make_leg(state, position, orders.STOP_LEG, revision, now)
+    order, new = make_leg(state, position, orders.STOP_LEG, revision, now)
     state.positions[symbol] = replace(
         position, stop_order=order.id, stop_state="sent", stop_revision=revision
     )
-    send_leg(state, order, now, out)
+    send_leg(state, order, now, out, new)
 
 
 def place_target(state: State, symbol: str, now: Now, out: Effects) -> None:
     position = state.positions[symbol]
     revision = _next_revision(state, position, orders.TARGET_LEG, 0)
-    order = make_leg(state, position, orders.TARGET_LEG, revision, now)
+    order, new = make_leg(state, position, orders.TARGET_LEG, revision, now)
     state.positions[symbol] = replace(position, target_order=order.id, target_state="sent")
-    send_leg(state, order, now, out)
+    send_leg(state, order, now, out, new)
 
 
-def send_leg(state: State, order: Order, now: Now, out: Effects) -> None:
-    """Out at once; the record follows, for Redis must not stand between a position and its stop."""
+def send_leg(state: State, order: Order, now: Now, out: Effects, new: bool = False) -> None:
+    """Out at once; the record follows, for Redis must not stand between a position and its stop.
+    Only an id that nobody else knows yet is written first: a successor must not use it again."""
     put_order(state, advance(order, "sent", int(now.market_ms)))
-    out.add(orders.protect_request(order))
+    request = orders.protect_request(order)
+    if not new:
+        out.add(request)
     ops = journal.order_ops(state, state.orders[order.id], now)
     position = state.positions.get(order.symbol)
     if position is not None:
         ops += journal.position_ops(state.keys, position)
-    record(state, out, ops, order.id)
+    then = (request,) if new else ()
+    record(state, out, ops, order.id, *then, hurry=new)
 
 
 def stop_confirmed(state: State, order: Order, created_ms: float, now: Now, out: Effects) -> None:
@@ -311,6 +320,7 @@ def close_position(
         state.rotating = ""
         state.rotated_ms = now.market_ms
     ops += retire_legs(state, position.signal, now, out)
+    ops += count_entry(state, position, now, out)
     ops += journal.closed_ops(state, position, reason, now)
     ops += journal.money_ops(state)
     record(state, out, ops, position.symbol)
@@ -337,11 +347,24 @@ def retire_legs(state: State, cause: str, now: Now, out: Effects) -> list[Op]:
     return ops
 
 
+def count_entry(state: State, position: Position, now: Now, out: Effects) -> list[Op]:
+    """An entry whose end is not told yet has been executed as far as its position went: what is
+    told of that later, to us or to a successor, opens no second one."""
+    entry = state.orders.get(position.entry_order)
+    if entry is None or entry.terminal:
+        return []
+    executed = max(entry.executed, min(position.qty + position.exit_qty, entry.qty))
+    put_order(state, replace(entry, executed=executed))
+    arm_deadline(state, out, "query", entry.id, now.boot_ms + RETRY_MS * 4, earliest=True)
+    return journal.order_ops(state, state.orders[entry.id], now)
+
+
 # --- leaving -----------------------------------------------------------------------------------
 
 
 def exit_position(state: State, symbol: str, reason: str, now: Now, out: Effects) -> None:
-    """Close at market, reduce-only. Emergencies go out first and are recorded after."""
+    """Close at market, reduce-only. Emergencies go out first and are recorded after; under an id
+    that nobody else knows yet they are written first, but do not wait for it long."""
     position = state.positions.get(symbol)
     if position is None:
         return
@@ -356,7 +379,7 @@ def exit_position(state: State, symbol: str, reason: str, now: Now, out: Effects
         return
     leg = orders.CLOSE_LEG if reason in URGENT else orders.EXIT_LEG
     revision = _next_revision(state, position, leg, 0)
-    order = make_leg(state, position, leg, revision, now)
+    order, new = make_leg(state, position, leg, revision, now)
     order = replace(order, qty=exit_qty(position, state.instruments.get(symbol)), reason=reason)
     put_order(state, order)
     position = replace(
@@ -368,11 +391,14 @@ def exit_position(state: State, symbol: str, reason: str, now: Now, out: Effects
     state.positions[symbol] = position
     ops = journal.order_ops(state, order, now) + journal.position_ops(state.keys, position)
     arm_deadline(state, out, "exit", symbol, now.boot_ms + RETRY_MS * 4)
+    request = orders.exit_request(order)
     if reason in URGENT:
-        out.add(orders.exit_request(order), Note("ERROR", f"exit symbol={symbol} reason={reason}"))
+        out.add(Note("ERROR", f"exit symbol={symbol} reason={reason}"))
+    if reason in URGENT and not new:
+        out.add(request)
         record(state, out, ops, order.id)
     else:
-        record(state, out, ops, order.id, orders.exit_request(order))
+        record(state, out, ops, order.id, request, hurry=reason in URGENT)
 
 
 def exit_qty(position: Position, rules: Instrument | None) -> Decimal:

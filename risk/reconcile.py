@@ -173,11 +173,11 @@ def _protection(position: Position, known: Mapping[str, Order], snapshot: Snapsh
 
 
 def _belongs(resting: Resting, adopted: Action) -> bool:
-    """Will the adopted position use this leg? A stop that told of it, or its entry's first legs."""
+    """Will the adopted position use this leg? A stop that told of it, or a leg of its entry."""
     if resting.id == adopted.order:
         return True
-    legs = [adopted.order[:CAUSE_END] + leg + "0" for leg in orders.ALGO_LEGS]
-    return adopted.order[CAUSE_END : CAUSE_END + 1] == orders.ENTRY_LEG and resting.id in legs
+    entry = adopted.order[CAUSE_END : CAUSE_END + 1] == orders.ENTRY_LEG
+    return entry and resting.id[:CAUSE_END] == adopted.order[:CAUSE_END]
 
 
 def _resident(

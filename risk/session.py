@@ -67,8 +67,10 @@ STATUS_MS: Final = 1_000
 RULES_MS: Final = 600_000  # between two looks at the exchange's rules: symbols come and go
 CLOCK_MS: Final = 2_000  # between two looks at the exchange's clock
 BLOCK_MS: Final = 500
+PENDING_COUNT: Final = 1_000  # of our own pending entries at once
 STOP_MS: Final = 5_000  # to finish what is in flight
 COMMIT_S: Final = 3.0  # a Redis that takes longer is treated as lost; nothing is repeated
+HURRY_MS: Final = 50  # for a record that something protective waits for; naked_ms is 1,000
 COMMITS_MAX: Final = 20_000  # waiting for Redis; beyond it the exchange is the only memory
 INBOX_MAX: Final = 10_000  # events waiting; beyond it Redis is not read and marks are skipped
 BATCH_MAX: Final = 64  # commits in one script: some milliseconds of Redis at most
@@ -111,6 +113,7 @@ class Session:
         self.events_dropped = 0
         self.failing = False
         self.trading_from_wall_ms = 0  # since when we have traded under this epoch
+        self.hurried: dict[str, Commit] = {}  # by what they are about; `then` has not gone out
         self.writing = False  # a commit is out of the outbox and not decided yet
 
     # --- clocks and events ---
@@ -230,6 +233,7 @@ class Session:
         return not work and settled(self.state)
 
     async def close(self) -> None:
+        self.hurried.clear()
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -264,16 +268,31 @@ class Session:
             self.commits_dropped += 1
             self.feed(CommitFailed(commit, "failed"))
             return
+        if commit.hurry:
+            self.hurried[commit.about] = commit
+            asyncio.get_running_loop().call_later(HURRY_MS / 1000, self.go_ahead, commit)
         left = self.without_redis(commit) if self.failing else commit
         if left is not None:
             self.outbox.append(left)
             self.writable.set()
 
+    def go_ahead(self, commit: Commit) -> None:
+        """The write takes long: what protects waits no longer."""
+        if not self.over.is_set():
+            self.carry_out(self.released(commit))
+
+    def released(self, commit: Commit) -> tuple[Effect, ...]:
+        """What waited for this write; of one in a hurry it is given out once."""
+        if commit.hurry and self.hurried.pop(commit.about, None) is None:
+            return ()
+        return commit.then
+
     def without_redis(self, commit: Commit) -> Commit | None:
         """While Redis takes nothing: an entry ends here, unsent; what a record held back and
         what protects goes out now. The record itself waits."""
-        if commit.armed or commit.then:
-            self.feed(CommitFailed(commit, "failed"))
+        then = self.released(commit)
+        if commit.armed or then:
+            self.feed(CommitFailed(replace(commit, then=then), "failed"))
         return None if commit.armed else replace(commit, then=())
 
     async def write(self) -> None:
@@ -299,10 +318,11 @@ class Session:
                 self.failing = False
                 self.feed(Trouble("redis was away"))
             for commit, verdict in zip(batch, verdicts, strict=False):
+                then = self.released(commit)
                 if verdict == "ok":
-                    self.carry_out(commit.then)
+                    self.carry_out(then)
                     continue
-                self.feed(CommitFailed(commit, verdict))
+                self.feed(CommitFailed(replace(commit, then=then), verdict))
                 if verdict == "stale":
                     log.error("a newer holder exists epoch=%d", self.state.epoch)
                     self.over.set()
@@ -328,7 +348,7 @@ class Session:
                 "commit failed about=%s error=%s %s", commit.about, type(error).__name__, error
             )
         self.failing = True
-        self.feed(CommitFailed(commit, "failed"))
+        self.feed(CommitFailed(replace(commit, then=self.released(commit)), "failed"))
         if mistake:
             return
         waiting = [left for c in self.outbox if (left := self.without_redis(c)) is not None]
@@ -373,7 +393,8 @@ class Session:
 
     async def read(self) -> None:
         """Signals and commands; our own pending ones first, and after every connection error."""
-        keys, own_pending = [self.keys.signals, self.keys.commands], True
+        keys = [self.keys.signals, self.keys.commands]
+        pending: dict[str, str] | None = dict.fromkeys(keys, "0")
         while True:
             while len(self.inbox) >= INBOX_MAX:
                 await asyncio.sleep(TICK_MS / 1000)
@@ -383,23 +404,26 @@ class Session:
                     keys,
                     self.cfg.account,
                     CONSUMER,
-                    own_pending=own_pending,
-                    count=1_000 if own_pending else 64,
-                    block_ms=None if own_pending else BLOCK_MS,
+                    own_pending_after=pending,
+                    count=64 if pending is None else PENDING_COUNT,
+                    block_ms=BLOCK_MS if pending is None else None,
                 )
             except WEATHER as error:
-                if not own_pending:
+                if pending is None:
                     log.warning("redis read failed error=%s", error)
                 await asyncio.sleep(RETRY_S)
                 if "NOGROUP" in str(error):
                     with contextlib.suppress(*WEATHER):  # the next read tells it again
                         await self.ensure_groups()
-                if not own_pending:
+                if pending is None:
                     self.feed(Trouble("redis was away"))
-                own_pending = True
+                pending = dict.fromkeys(keys, "0")
                 continue
-            own_pending = False
+            if not entries:
+                pending = None  # read to its end
             for stream, entry_id, fields in entries:
+                if pending is not None:
+                    pending[stream] = entry_id
                 made = SignalRead if stream == self.keys.signals else CommandRead
                 self.feed(made(entry_id, fields))
 

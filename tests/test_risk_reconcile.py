@@ -323,6 +323,58 @@ def test_an_entry_that_filled_while_nobody_watched_is_adopted_and_protected() ->
     assert position.entry_order == entry.about
 
 
+def test_one_snapshot_corrects_all_that_is_wrong_with_a_symbol() -> None:
+    """A leg to be confirmed does not put the question for its entry off."""
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    stop, target = sends(desk.fill(entry, "1", "1000"))
+    algos = tuple(rest(desk.state.orders[leg.about]) for leg in (stop, target))
+    desk.state.orders[entry.about] = replace(desk.state.orders[entry.about], state="acked")
+    after = restart(desk)
+    there = {"BTCUSDT": (Decimal(1), Decimal(1000))}
+    done = after.do(SnapshotTaken(snapshot(there, algos=algos, started_ms=after.boot_ms), START))
+    assert after.state.positions["BTCUSDT"].stop_state == "acked"
+    assert [q.about for q in queries(done)] == [entry.about]
+
+
+@pytest.mark.parametrize("dies_again", [False, True])
+def test_an_entry_whose_end_is_told_after_its_round_trip_opens_no_second_one(
+    dies_again: bool,
+) -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    desk.fill(entry, "1", "1000")
+    untold = replace(desk.state.orders[entry.about], state="acked", executed=Decimal(0))
+    desk.state.orders[entry.about] = untold  # the write that tells its end never came
+    after = restart(desk)
+    leave = sends(after.signal(id="against", side="sell", stop="1010", target="980"), "exit")[0]
+    after.fill(leave, "1", "1001")
+    assert not after.state.positions
+    if dies_again:
+        after = restart(after)
+        asked = queries(after.do(SnapshotTaken(snapshot(), START)))
+    else:
+        asked = queries(after.wait(1_000))
+    question = next(q for q in asked if q.about == entry.about)
+    assert not sends(after.done(question, "FILLED", "1"))
+    assert not after.state.positions and after.state.orders[entry.about].state == "filled"
+
+
+def test_a_leg_that_an_adopting_holder_sent_before_it_died_is_kept_by_the_next() -> None:
+    desk = Desk()
+    sends(desk.signal(), "entry")
+    there = {"BTCUSDT": (Decimal(1), Decimal(1000))}
+    second = restart(desk)
+    sent = sends(second.do(SnapshotTaken(snapshot(there), START)))
+    assert [leg.about[-2:] for leg in sent] == ["s1", "t1"]
+    third = restart(desk)  # nothing of what the second did was written but the legs
+    legs = [second.state.orders[leg.about] for leg in sent]
+    third.state.orders |= {leg.id: leg for leg in legs}
+    done = third.do(SnapshotTaken(snapshot(there, algos=tuple(map(rest, legs))), START))
+    assert not cancels(done)
+    assert not {s.about for s in sends(done)} & {leg.id for leg in legs}
+
+
 def taken_over(state_of_legs: str) -> tuple[Desk, Desk, list[Send]]:
     """(before, after, legs sent): an entry is found filled by a new holder who sees no position."""
     desk = Desk()

@@ -14,7 +14,7 @@ from risk_desk import KEYS, Desk, sends
 import process
 import streams
 from risk import session
-from risk.events import CommandRead, Commit, CommitFailed, Done, Trouble
+from risk.events import CommandRead, Commit, CommitFailed, Done, SignalRead, Trouble
 from risk.gate import Limits
 from risk.lease import Lease
 from risk.main import Risk
@@ -119,6 +119,55 @@ def test_what_follows_a_write_that_failed_is_written_after_it(
     assert [name for name, _ in tries] == ["first", "second", "second", "third"]
 
 
+@pytest.mark.parametrize("answer", ["ok", FULL], ids=["written", "refused"])
+@pytest.mark.parametrize(("takes_s", "sent"), [(0.0, 1), (0.2, 1)])
+def test_a_slow_write_holds_no_protection_back_and_none_goes_out_twice(
+    monkeypatch: pytest.MonkeyPatch, answer: BaseException | str, takes_s: float, sent: int
+) -> None:
+    desk = Desk()
+    _, stop, _ = desk.open()
+
+    async def main() -> None:
+        held = make_session()
+        put: list[Any] = []
+        monkeypatch.setattr(held.dispatcher, "put", put.append)
+        monkeypatch.setattr(session, "RETRY_S", 0.001)
+        answers = [answer]
+
+        async def commit(*_: Any, **__: Any) -> Any:
+            await asyncio.sleep(takes_s)
+            told = answers.pop(0) if answers else "ok"
+            return ([], told) if isinstance(told, BaseException) else ([told], None)
+
+        monkeypatch.setattr(streams, "commit", commit)
+        writing = asyncio.create_task(held.write())
+        held.queue(Commit((("record",),), about=stop.about, then=(stop,), hurry=True))
+        await asyncio.sleep(0.15)
+        waited = takes_s * 1000 > session.HURRY_MS
+        assert len(put) == int(waited or answer == "ok")
+        await asyncio.sleep(takes_s * 2)
+        failed = [e.commit.then for e in held.inbox if isinstance(e, CommitFailed)]
+        assert len(put) + len([then for then in failed if then]) == sent
+        writing.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_session_that_is_over_sends_nothing_that_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, stop, _ = Desk().open()
+
+    async def work() -> None:
+        held = make_session()
+        put: list[Any] = []
+        monkeypatch.setattr(held.dispatcher, "put", put.append)
+        held.queue(Commit((("record",),), about=stop.about, then=(stop,), hurry=True))
+        held.over.set()
+        await asyncio.sleep(2 * session.HURRY_MS / 1000)
+        assert put == []
+
+    asyncio.run(work())
+
+
 def test_while_redis_fails_an_entry_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(held: Session) -> None:
         held.failing = True
@@ -191,8 +240,8 @@ def test_a_resume_arms_again_however_soon_it_follows_the_halt(
             for effect in step(held.state, CommandRead("1-0", fields), held.now()):
                 if isinstance(effect, Commit):
                     write = streams.Write(effect.ops)
-                told = await streams.commit(r, KEYS, epoch=1, writes=[write])
-                assert told == (["ok"], None)
+                    told = await streams.commit(r, KEYS, epoch=1, writes=[write])
+                    assert told == (["ok"], None)
 
         await command("halt")
         for _ in range(looks_between):
@@ -205,6 +254,27 @@ def test_a_resume_arms_again_however_soon_it_follows_the_halt(
         await command("resume")
         await held.look_at_redis()
         assert not held.state.armed
+
+
+def test_every_pending_entry_of_a_former_holder_is_read_before_a_new_one(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "PENDING_COUNT", 10)
+
+    async def work() -> None:
+        r = streams.connect_async(redis_url)
+        held = make_session(r)
+        await held.ensure_groups()
+        names = [str(n) for n in range(25)]
+        for name in names:
+            await streams.publish_async(r, KEYS.signals, {"id": name})
+        await streams.read_group(r, [KEYS.signals], "main", session.CONSUMER)  # and it died
+        await streams.publish_async(r, KEYS.signals, {"id": "new"})
+        reading = asyncio.create_task(held.read())
+        await asyncio.sleep(0.3)
+        reading.cancel()
+        read = [event.fields["id"] for event in held.inbox if isinstance(event, SignalRead)]
+        assert read == [*names, "new"]
         await r.aclose()
 
     asyncio.run(work())

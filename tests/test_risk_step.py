@@ -294,6 +294,23 @@ def test_a_stop_cancelled_by_hand_is_placed_again_and_the_position_kept() -> Non
 # --- the end of an entry ---
 
 
+def test_a_leg_that_no_record_names_yet_is_written_before_it_is_sent_and_only_that() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    stop, target = sends(desk.fill(entry, "1", "1000"))
+    held_back = [s for e in desk.effects if isinstance(e, Commit) for s in e.then]
+    assert (
+        stop not in held_back and target not in held_back
+    )  # their ids stand since the entry was decided
+    desk.accepted(stop)
+    desk.algo(stop, "CANCELED")
+    done = desk.wait(250)
+    again = sends(done, "stop")[0]
+    written = next(e for e in done if isinstance(e, Commit) and again in e.then)
+    assert again.about[-2:] == "s1" and written.hurry
+    assert ops([written], "hset", KEYS.order(again.about))
+
+
 def test_an_ioc_that_expires_empty_frees_its_place_and_its_legs() -> None:
     desk = Desk()
     entry = sends(desk.signal(), "entry")[0]
