@@ -31,6 +31,7 @@ SOCKET_TIMEOUT_S: Final = 10
 BLOCK_MS_MAX: Final = 2_000  # well under the socket timeout: an idle stream must not look dead
 HEALTH_CHECK_S: Final = 30  # Heroku cuts idle connections at 300 s
 SEEN_MAX: Final = 20_000  # trade and signal ids remembered for "once"; oldest are forgotten first
+FORGOTTEN: Final = -1  # instead of an epoch: Redis lost its memory
 CAUSE_CHARS: Final = 16  # of base32 in a client order id: 80 bits
 assert BLOCK_MS_MAX < SOCKET_TIMEOUT_S * 1000
 
@@ -83,6 +84,7 @@ class Keys:
     armed = property(lambda self: self.own("armed"))
     lease = property(lambda self: self.own("lease"))
     epoch = property(lambda self: self.own("epoch"))
+    written = property(lambda self: self.own("written"))
     commands = property(lambda self: self.own("commands"))
     replies = property(lambda self: self.own("replies"))
     equity = property(lambda self: self.own("equity"))
@@ -165,6 +167,7 @@ HELP: Final[dict[str, str]] = {
     "<account>:armed": "string: entries are allowed only while this exists; DEL stops entries",
     "<account>:lease": "string: the risk process that may act, for three seconds at a time",
     "<account>:epoch": "string: the lease's fencing number",
+    "<account>:written": "string: epoch:number of risk's last write; an older one comes too late",
     "<account>:commands": "stream: asked of risk; answered in replies",
     "<account>:replies": "hash: command id -> answer",
     "<account>:equity": "stream: equity over time",
@@ -291,18 +294,29 @@ async def read_group(
 # All validation first, all writes last: a script has no rollback.
 
 _COMMIT = """
--- KEYS: epoch armed ack-stream unless... then the keys of the operations
--- ARGV: epoch | need-armed 0/1 | ack group or "" | ack id | number of unless keys | ops as JSON
+-- KEYS: epoch armed ack-stream written unless... then the keys of the operations
+-- ARGV: epoch | need-armed 0/1 | ack group or "" | ack id | number of unless keys | ops as JSON |
+--       number of this commit within its epoch, or 0 | number of the last one that was confirmed
 local function add(key, most, fields)
   if most == 0 then return redis.call("XADD", key, "*", unpack(fields)) end
   return redis.call("XADD", key, "MAXLEN", "~", most, "*", unpack(fields))
 end
-local epoch, unless_n = ARGV[1], tonumber(ARGV[5])
+local epoch, unless_n, number = ARGV[1], tonumber(ARGV[5]), tonumber(ARGV[7])
 local verdict = "ok"
-if redis.call("GET", KEYS[1]) ~= epoch then return "stale" end
+local stored = redis.call("GET", KEYS[1])
+if stored ~= epoch then -- a lower one than ours cannot be: Redis lost its memory
+  return tonumber(stored or "0") > tonumber(epoch) and "stale" or "forgotten"
+end
+if number > 0 then
+  local of, last = string.match(redis.call("GET", KEYS[4]) or "", "^(%d+):(%d+)$")
+  last = of == epoch and tonumber(last) or 0
+  if last < tonumber(ARGV[8]) then return "forgotten" end -- an older file was restored
+  if last == number then return "ok" end -- written before its reply was lost
+  if last > number then return "late" end -- held up on its way while later ones were written
+end
 if ARGV[2] == "1" and redis.call("EXISTS", KEYS[2]) == 0 then return "disarmed" end
 for i = 1, unless_n do
-  if redis.call("EXISTS", KEYS[3 + i]) == 1 then verdict = "duplicate" end
+  if redis.call("EXISTS", KEYS[4 + i]) == 1 then verdict = "duplicate" end
 end
 -- A full Redis refuses a script's first write if that needs memory, and lets all later ones pass:
 -- an entry begins with such a write and acknowledges last; what else is acknowledged comes through.
@@ -330,12 +344,15 @@ for _, op in ipairs(cjson.decode(ARGV[6])) do
   end
 end
 if ARGV[2] == "1" then acknowledge() end
+if number > 0 then redis.call("SET", KEYS[4], epoch .. ":" .. ARGV[7]) end
 return "ok"
 """
 
 _LEASE_TAKE = """
--- KEYS: lease epoch   ARGV: holder ttl_ms   -> new epoch, or 0 while another holds it
+-- KEYS: lease epoch   ARGV: holder ttl_ms seen
+-- -> new epoch, or 0 while another holds it, or -1 where an epoch once seen is forgotten
 if redis.call("EXISTS", KEYS[1]) == 1 then return 0 end
+if tonumber(redis.call("GET", KEYS[2]) or "0") < tonumber(ARGV[3]) then return -1 end
 redis.call("DEL", KEYS[1]) -- needs no memory; after it a full Redis lets the two SETs pass
 local now = redis.call("TIME")
 local now_ms = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
@@ -393,7 +410,7 @@ return 1
 """
 
 Command = tuple[Any, ...]  # as Redis takes it
-Verdict = Literal["ok", "stale", "disarmed", "duplicate"]
+Verdict = Literal["ok", "stale", "forgotten", "late", "disarmed", "duplicate"]
 
 
 def _flat(fields: Mapping[str, object]) -> list[str]:
@@ -407,9 +424,11 @@ def _commit_call(
     ack: tuple[str, str, str] | None,
     armed: bool,
     unless: Sequence[str],
+    number: int = 0,
+    confirmed: int = 0,
 ) -> tuple[list[str], list[str]]:
     """KEYS and ARGV of one commit: operations name their keys by position."""
-    names = [keys.epoch, keys.armed, ack[0] if ack else keys.signals, *unless]
+    names = [keys.epoch, keys.armed, ack[0] if ack else keys.signals, keys.written, *unless]
     places: dict[str, int] = {}
 
     def place(key: str) -> int:
@@ -446,6 +465,8 @@ def _commit_call(
         ack[2] if ack else "",
         str(len(unless)),
         json.dumps(encoded),
+        str(number),
+        str(confirmed),
     ]
     return names, argv
 
@@ -459,16 +480,21 @@ async def commit(
     ack: tuple[str, str, str] | None = None,
     armed: bool = False,
     unless: Sequence[str] = (),
+    number: int = 0,
+    confirmed: int = 0,
 ) -> Verdict:
     """Risk's only way to write: all operations, or none.
 
-    Refused as "stale" when a newer epoch exists, as "disarmed" when `armed` is asked for and the
-    key is gone, as "duplicate" when one of `unless` exists (the signal is acknowledged all the
-    same). Operations: ("xadd", key, fields), ("xadd_once", key, fields, seen_zset, member, score),
-    ("hset", key, fields), ("hdel", key, names), ("sadd"|"srem", key, member), ("del", key),
-    ("expire", key, seconds). `ack` is (stream, group, entry id).
+    Refused as "stale" when a newer epoch exists, as "forgotten" when ours is gone from Redis or a
+    commit that was `confirmed`, as "disarmed" when `armed` is asked for and the key is gone, as
+    "duplicate" when one of `unless` exists (the signal is acknowledged all the same). `number`
+    counts the commits of an epoch from 1: one that stands is not written again ("ok"), one older
+    than what stands is "late". Operations: ("xadd", key, fields),
+    ("xadd_once", key, fields, seen_zset, member, score), ("hset", key, fields),
+    ("hdel", key, names), ("sadd"|"srem", key, member), ("del", key), ("expire", key, seconds).
+    `ack` is (stream, group, entry id).
     """
-    names, argv = _commit_call(keys, epoch, ops, ack, armed, unless)
+    names, argv = _commit_call(keys, epoch, ops, ack, armed, unless, number, confirmed)
     return await _eval_async(r, _COMMIT, names, argv)  # type: ignore[no-any-return]
 
 
@@ -497,9 +523,15 @@ def _eval(r: redis.Redis, script: str, names: Sequence[str], argv: Sequence[Any]
         return r.eval(script, len(names), *names, *argv)
 
 
-async def lease_take(r: redis.asyncio.Redis, keys: Keys, holder: str, ttl_ms: int) -> int:
-    """A new epoch when the lease was free, else 0. An epoch is never below Redis's own clock."""
-    return int(await _eval_async(r, _LEASE_TAKE, [keys.lease, keys.epoch], [holder, ttl_ms]))
+async def lease_take(
+    r: redis.asyncio.Redis, keys: Keys, holder: str, ttl_ms: int, seen: int = 0
+) -> int:
+    """A new epoch when the lease was free, else 0. An epoch is never below Redis's own clock.
+
+    FORGOTTEN when the stored epoch is below one `seen` before: a lease may be forgotten as well.
+    """
+    names, argv = [keys.lease, keys.epoch], [holder, ttl_ms, seen]
+    return int(await _eval_async(r, _LEASE_TAKE, names, argv))
 
 
 async def lease_renew(r: redis.asyncio.Redis, keys: Keys, holder: str, ttl_ms: int) -> bool:

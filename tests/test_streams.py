@@ -364,3 +364,56 @@ def test_streams_at_their_bound_fit_a_small_plan(redis_url: str) -> None:
         total += usage * stream.entries_max // sample
     assert total < 20_000_000, total
     r.close()
+
+
+def test_a_numbered_commit_stands_once_and_a_late_one_not_at_all(redis_url: str) -> None:
+    async def body(r: redis.asyncio.Redis) -> None:
+        epoch = await streams.lease_take(r, KEYS, "me", 3000)
+
+        async def commit(number: int, confirmed: int = 0) -> str:
+            ops = [("xadd", KEYS.orders, {"n": str(number)})]
+            return await streams.commit(
+                r, KEYS, epoch=epoch, ops=ops, number=number, confirmed=confirmed
+            )
+
+        assert [await commit(1), await commit(1), await commit(3, 1)] == ["ok"] * 3
+        assert await commit(2, 1) == "late"  # held up on its way, and 3 was written since
+        assert [row["n"] for _, row in await r.xrange(KEYS.orders)] == ["1", "3"]
+
+    run(redis_url, body)
+
+
+def test_a_redis_that_forgot_a_confirmed_commit_or_the_epoch_takes_no_more(redis_url: str) -> None:
+    async def body(r: redis.asyncio.Redis) -> None:
+        epoch = await streams.lease_take(r, KEYS, "me", 3000)
+        ops = [("xadd", KEYS.orders, {"state": "intent"})]
+
+        async def commit(number: int, confirmed: int) -> str:
+            return await streams.commit(
+                r, KEYS, epoch=epoch, ops=ops, number=number, confirmed=confirmed
+            )
+
+        assert [await commit(1, 0), await commit(2, 1)] == ["ok", "ok"]
+        await r.set(KEYS.written, f"{epoch}:1")  # as an older file has it
+        assert await commit(3, 2) == "forgotten"
+        await r.set(KEYS.written, f"{epoch}:2")
+        assert await commit(3, 2) == "ok"
+        await r.set(KEYS.epoch, str(epoch - 1))
+        assert await commit(4, 3) == "forgotten"
+        await r.flushall()
+        assert await commit(4, 3) == "forgotten"
+        assert await r.xlen(KEYS.orders) == 0
+
+    run(redis_url, body)
+
+
+def test_a_lease_is_not_taken_where_an_epoch_once_seen_is_forgotten(redis_url: str) -> None:
+    async def body(r: redis.asyncio.Redis) -> None:
+        seen = await streams.lease_take(r, KEYS, "me", 3000)
+        assert await streams.lease_take(r, KEYS, "you", 3000, seen) == 0
+        await r.flushall()
+        assert await streams.lease_take(r, KEYS, "you", 3000, seen) == streams.FORGOTTEN
+        assert await r.exists(KEYS.lease, KEYS.epoch) == 0
+        assert await streams.lease_take(r, KEYS, "you", 3000) > 0
+
+    run(redis_url, body)
