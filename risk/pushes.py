@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from risk import journal, orders
 from risk.events import Effects, Note, Now, Op, Pushed, Snap
+from risk.history import QUOTE_ASSET, book
 from risk.instruments import decimal
 from risk.orders import STATES, advance
 from risk.portfolio import fill_from_push
@@ -22,7 +23,6 @@ from risk.state import ORDERS_KEPT_MAX, State, own_legs, pending_entries, put_or
 
 EXECUTIONS: Final = frozenset({"TRADE", "CALCULATED"})
 RECENT_MS: Final = 5_000.0  # real time; frames of an ended round trip may still arrive
-QUOTE_ASSET: Final = "USDT"
 TRANSFERS: Final = frozenset(
     {"DEPOSIT", "WITHDRAW", "ADMIN_DEPOSIT", "ADMIN_WITHDRAW", "ASSET_TRANSFER", "ADJUSTMENT"}
 )
@@ -116,17 +116,12 @@ def on_account(state: State, frame: Mapping[str, Any], now: Now, out: Effects) -
             continue
         change, money = decimal(row.get("bc")), state.money
         state.wallet_told_ms = now.boot_ms
-        money = replace(money, wallet=decimal(row["wb"], money.wallet))
+        state.money = replace(money, wallet=decimal(row["wb"], money.wallet))
         if reason == "FUNDING_FEE" and change:
-            money = replace(money, funding=money.funding + change)
             symbol = str(account.get("S") or "".join(p["s"] for p in account.get("P", ())[:1]))
-            event_id = f"funding:{symbol}:{ms}"
-            ops += journal.ledger_ops(state, event_id, "funding", change, row["a"], symbol, ms)
+            ops += book(state, "funding", symbol, change, ms)
         elif reason in TRANSFERS and change:
-            money = replace(money, transfers=money.transfers + change)
-            event_id = f"transfer:{reason}:{ms}:{row['wb']}"
-            ops += journal.ledger_ops(state, event_id, "transfer", change, row["a"], "", ms)
-        state.money = money
+            ops += book(state, "transfer", "", change, ms)
     for row in account.get("P", ()):
         symbol, amount = str(row["s"]), decimal(row.get("pa"))
         if symbol in state.positions or now.boot_ms - state.touched.get(symbol, -1e18) < RECENT_MS:

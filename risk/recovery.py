@@ -47,7 +47,7 @@ def on_snapshot(state: State, event: SnapshotTaken, now: Now, out: Effects) -> N
         ops += journal.reply_ops(state, event.command_id, {"ok": True, "snapshot": snapshot.id})
     record(state, out, ops, "snapshot")
     if event.reason != "snapshot":  # the job computes the difference itself and asks for each
-        correct(state, snapshot, now, out)
+        correct(state, snapshot, event.reason, now, out)
     if forced:
         state.reconciled = True
         state.since_ms = now.market_ms
@@ -57,11 +57,21 @@ def on_snapshot(state: State, event: SnapshotTaken, now: Now, out: Effects) -> N
     record(state, out, journal.portfolio_ops(state, now), "portfolio")
 
 
-def correct(state: State, snapshot: Snapshot, now: Now, out: Effects) -> None:
+def known(state: State, action: Action) -> bool:
+    """Is it about an order or a position of ours, and no other?"""
+    return action.order in state.orders if action.order else action.symbol in state.positions
+
+
+def correct(state: State, snapshot: Snapshot, reason: str, now: Now, out: Effects) -> None:
+    """All differences at once; without a lease that is sure, only those of what we know."""
     prefix = f"ag{state.prefix}"
     actions = reconcile.difference(state.positions, state.orders, state.foreign, snapshot, prefix)
     resting = {r.id: r for r in (*snapshot.orders, *snapshot.algos)}
+    sure = now.boot_ms < now.valid_until_ms or reason == START
     for action in actions:
+        if not sure and not known(state, action):  # a successor's, whom we cannot hear
+            arm_deadline(state, out, "snap", "", now.boot_ms + AGAIN_MS, earliest=True)
+            continue
         if state.touched.get(action.symbol, -1e18) >= snapshot.started_ms:
             arm_deadline(state, out, "snap", "", now.boot_ms + AGAIN_MS, earliest=True)
             continue

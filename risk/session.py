@@ -23,6 +23,7 @@ import process
 import streams
 from risk import journal
 from risk.arming import settings_hash
+from risk.commands import HALTED
 from risk.dispatch import Dispatcher
 from risk.events import (
     CommandRead,
@@ -31,6 +32,7 @@ from risk.events import (
     Done,
     Effect,
     Event,
+    HistoryRead,
     MarksSeen,
     Note,
     Now,
@@ -49,7 +51,7 @@ from risk.events import (
 from risk.gate import Limits
 from risk.instruments import parse_instruments
 from risk.lease import WEATHER, is_weather
-from risk.rebuild import rebuild
+from risk.rebuild import read_history, rebuild
 from risk.recovery import FORCED, START
 from risk.snapshots import Snapshots
 from risk.sockets import Books, Marks, UserStream, keep
@@ -72,7 +74,10 @@ INBOX_MAX: Final = 10_000  # events waiting; beyond it Redis is not read and mar
 EVENTS_A_TURN: Final = 256  # before the event loop breathes
 SELF_CHECK_MS: Final = 60_000  # two periods of the reconcile job: nobody asked, so ask ourselves
 log = logging.getLogger("risk")
+STRAYS_MS: Final = 5_000.0  # between two looks for entries that a lost read took
+STRAY_MS: Final = 15_000  # pending for longer than any decision waits
 RETRY_S: Final = 0.2  # between two tries of a write
+HISTORY_WAIT_MS: Final = 5_000.0  # for the exchange to tell what Redis may have forgotten
 
 
 class Session:
@@ -90,8 +95,10 @@ class Session:
         )
         self.inbox: deque[Event] = deque()
         self.ready = asyncio.Event()
-        self.outbox: deque[Commit] = deque()
+        self.outbox: deque[tuple[int, Commit]] = deque()  # each with its number
+        self.numbered = self.confirmed = 0
         self.writable = asyncio.Event()
+        self.doubted = asyncio.Event()  # look at the lease now
         self.over = asyncio.Event()
         self.held_back: list[Event] | None = []  # user-stream frames until the snapshot is in
         self.user_open = asyncio.Event()
@@ -101,7 +108,6 @@ class Session:
         self.snapshots = Snapshots(
             risk.exchange, epoch, (self.boot_ms, risk.market_ms), self.feed, self.spawn
         )
-        self.run_id = ""
         self.was_halted = False
         self.tasks: list[asyncio.Task[None]] = []
         self.commits_dropped = 0
@@ -162,9 +168,10 @@ class Session:
 
     async def open(self) -> None:
         """State from Redis, rules from the exchange, ears open, then the truth."""
+        await self.risk.claim()
         await self.ensure_groups()
         await rebuild(self.redis, self.state)
-        self.run_id = await self.server_run_id()
+        self.remember_halt()
         await self.arm()
         exchange = self.risk.exchange
         paths = ("/fapi/v1/exchangeInfo", "/fapi/v1/leverageBracket")
@@ -258,7 +265,8 @@ class Session:
             return
         left = self.without_redis(commit) if self.failing else commit
         if left is not None:
-            self.outbox.append(left)
+            self.numbered += 1
+            self.outbox.append((self.numbered, left))
             self.writable.set()
 
     def without_redis(self, commit: Commit) -> Commit | None:
@@ -274,7 +282,7 @@ class Session:
             while not self.outbox:
                 self.writable.clear()
                 await self.writable.wait()
-            commit, self.writing = self.outbox.popleft(), True
+            (number, commit), self.writing = self.outbox.popleft(), True
             try:
                 async with asyncio.timeout(COMMIT_S):
                     verdict = await streams.commit(
@@ -285,9 +293,11 @@ class Session:
                         ack=commit.ack,
                         armed=commit.armed,
                         unless=commit.unless,
+                        number=number,
+                        confirmed=self.confirmed,
                     )
             except WEATHER as error:
-                await self.not_written(commit, error)
+                await self.not_written(number, commit, error)
                 self.writing = False
                 continue
             if self.failing:
@@ -295,7 +305,13 @@ class Session:
                 self.feed(Trouble("redis was away"))
             self.writing = False
             if verdict == "ok":
+                self.confirmed = number
                 self.carry_out(commit.then)
+                continue
+            if verdict in ("forgotten", "late"):  # the exchange is the memory now
+                self.state.forgotten, self.lease.valid_until_ms = True, 0.0
+                self.doubted.set()
+                self.feed(CommitFailed(commit, "failed"))
                 continue
             self.feed(CommitFailed(commit, verdict))
             if verdict == "stale":
@@ -303,9 +319,9 @@ class Session:
                 self.over.set()
                 return
 
-    async def not_written(self, commit: Commit, error: BaseException) -> None:
+    async def not_written(self, number: int, commit: Commit, error: BaseException) -> None:
         """Nobody knows whether it was written. An entry ends here, unsent; every other write is
-        repeated until it stands: its operations bear that, and what it held back is protective."""
+        repeated under its number until it stands, and what it held back is protective."""
         mistake = not is_weather(error)
         if not self.failing or mistake:  # told once; `redis was away` tells the end of it
             log.error(
@@ -315,9 +331,9 @@ class Session:
         self.feed(CommitFailed(commit, "failed"))
         if mistake:
             return
-        waiting = [left for c in self.outbox if (left := self.without_redis(c)) is not None]
+        waiting = [(n, left) for n, c in self.outbox if (left := self.without_redis(c)) is not None]
         if not commit.armed:
-            waiting.insert(0, replace(commit, then=()))
+            waiting.insert(0, (number, replace(commit, then=())))
         self.outbox = deque(waiting)
         await asyncio.sleep(RETRY_S)
 
@@ -327,10 +343,24 @@ class Session:
         """The user stream is (back) open: hold its frames until a snapshot is taken in."""
         if not self.user_open.is_set():
             self.user_open.set()
-            self.snapshots.ask(Snap(START))
+            self.spawn(self.catch_up())
             return
         self.held_back = self.held_back or []
         self.feed(Trouble("the user stream was away"))
+
+    async def catch_up(self) -> None:
+        """What the exchange remembers and Redis may not comes first, then the truth of now."""
+        exchange, end_ms, told = self.risk.exchange, self.boot_ms() + HISTORY_WAIT_MS, None
+        while told is None and self.boot_ms() < end_ms:
+            await exchange.calm()
+            told = await read_history(exchange, self.redis, self.state, self.risk.market_ms())
+            if told is None:
+                await asyncio.sleep(RETRY_S)
+        if told is None:  # to protect is more urgent than to book
+            log.error("the exchange's history could not be read: the books may lack trades")
+        else:
+            self.feed(HistoryRead(told))
+        self.snapshots.ask(Snap(START))
 
     def pushed(self, frame: dict[str, Any]) -> None:
         self.feed(Pushed(frame))
@@ -357,11 +387,13 @@ class Session:
 
     async def read(self) -> None:
         """Signals and commands; our own pending ones first, and after every connection error."""
-        keys, own_pending = [self.keys.signals, self.keys.commands], True
+        keys, own_pending, looked_ms = [self.keys.signals, self.keys.commands], True, self.boot_ms()
         while True:
             while len(self.inbox) >= INBOX_MAX:
                 await asyncio.sleep(TICK_MS / 1000)
             try:
+                if self.boot_ms() - looked_ms >= STRAYS_MS and not (own_pending or self.outbox):
+                    own_pending, looked_ms = await self.strays(keys), self.boot_ms()
                 entries = await streams.read_group(
                     self.redis,
                     keys,
@@ -376,23 +408,50 @@ class Session:
                     log.warning("redis read failed error=%s", error)
                 await asyncio.sleep(RETRY_S)
                 if "NOGROUP" in str(error):
-                    with contextlib.suppress(*WEATHER):  # the next read tells it again
-                        await self.ensure_groups()
-                if not own_pending:
+                    self.feed(Trouble("signals or commands were gone"))
+                    await self.mend_groups()
+                elif not own_pending:
                     self.feed(Trouble("redis was away"))
                 own_pending = True
                 continue
             own_pending = False
             for stream, entry_id, fields in entries:
-                made = SignalRead if stream == self.keys.signals else CommandRead
-                self.feed(made(entry_id, fields))
+                if stream == self.keys.signals:
+                    self.feed(SignalRead(entry_id, fields))
+                elif not await self.answered(entry_id, fields):
+                    self.feed(CommandRead(entry_id, fields))
 
-    async def server_run_id(self) -> str:
-        told: Any = await self.redis.info("server")
-        return str(told["run_id"])
+    async def mend_groups(self) -> None:
+        """Somebody deleted a stream or its group: told, and made again from its beginning. What is
+        read twice is known by its id or older than the last reconciliation."""
+        text = "signals or commands were gone with what nobody had read: made again"
+        log.error(text)
+        self.queue(Commit(tuple(journal.journal_ops(self.state, "ERROR", text, self.now()))))
+        with contextlib.suppress(*WEATHER):  # the next read tells it again
+            await self.ensure_groups()
+
+    async def answered(self, entry_id: str, fields: dict[str, str]) -> bool:
+        """A command that was carried out before its stream was read anew: only acknowledged."""
+        try:
+            known = await self.redis.hexists(self.keys.replies, fields.get("id") or entry_id)
+            if known:
+                await self.redis.xack(self.keys.commands, self.cfg.account, entry_id)
+        except WEATHER:
+            return False  # carried out once more, as after any lost acknowledgement
+        return bool(known)
+
+    async def strays(self, keys: list[str]) -> bool:
+        """Is anything ours for longer than work takes? A late read gave it to nobody."""
+        for key in keys:
+            if await self.redis.xpending_range(
+                key, self.cfg.account, "-", "+", 1, CONSUMER, idle=STRAY_MS
+            ):
+                log.warning("entries were given to nobody key=%s: read again", key)
+                return True
+        return False
 
     async def keep_lease(self) -> None:
-        """Renew each second; a lease that is no longer ours ends the session."""
+        """Renew each second; ends the session when it has to give way to another or a new one."""
         while True:
             asked_ms = self.boot_ms()
             try:
@@ -400,30 +459,58 @@ class Session:
                     ours = await streams.lease_renew(
                         self.redis, self.keys, self.lease.holder, self.cfg.lease_ttl_ms
                     )
-                    if not ours:
-                        log.error("lease lost epoch=%d", self.state.epoch)
+                    if ours and not self.state.forgotten:
+                        self.lease.renewed(asked_ms)
+                async with asyncio.timeout(RENEW_MS / 1000):
+                    if await self.look_at_lease(ours):
                         self.over.set()
                         return
-                    self.lease.renewed(asked_ms)
-                    await self.look_at_redis()
+                    await self.look_at_armed()
             except WEATHER as error:
                 log.warning("lease not renewed error=%s", type(error).__name__)
-            await asyncio.sleep(max(0.05, (asked_ms + RENEW_MS - self.boot_ms()) / 1000))
+            again_ms = asked_ms + RENEW_MS
+            if self.state.forgotten:
+                again_ms = min(again_ms, self.risk.take_after_ms)
+            self.doubted.clear()
+            with contextlib.suppress(TimeoutError):
+                pause_s = max(0.05, (again_ms - self.boot_ms()) / 1000)
+                await asyncio.wait_for(self.doubted.wait(), pause_s)
 
-    async def look_at_redis(self) -> None:
-        """Is it the same server, and may we enter?"""
-        run_id = await self.server_run_id()
-        if self.run_id and run_id != self.run_id:
-            self.state.entries_after_ms = self.boot_ms() + self.cfg.lease_ttl_ms
-            self.feed(Trouble("redis restarted"))
-        self.run_id = self.risk.run_id = run_id
+    async def look_at_lease(self, ours: bool) -> bool:
+        """Is this session over? At once where a successor's epoch stands. A Redis that restarted or
+        lost its memory is given one lease: nobody enters meanwhile, what reduces risk goes on, and
+        then a new session asks the exchange what Redis may have forgotten."""
+        await self.risk.look_at_server()
+        state = self.state
+        if self.risk.epoch_seen > state.epoch:
+            log.error("lease lost to a successor epoch=%d", state.epoch)
+            return True
+        waits = self.boot_ms() < self.risk.take_after_ms
+        if waits and not state.forgotten:
+            log.error("redis restarted or lost its memory epoch=%d", state.epoch)
+            state.forgotten, self.lease.valid_until_ms = True, 0.0
+        if not ours and not waits and not state.forgotten:
+            log.error("lease lost epoch=%d", state.epoch)
+            return True
+        return state.forgotten and not waits
+
+    def remember_halt(self) -> None:
+        """A halt stands, also one that Redis forgot under this process's eyes."""
+        if self.risk.halt_again and not self.state.halted:
+            self.state.halted = True
+            told = {HALTED: str(clock.wall_ms())}
+            self.queue(Commit((("hset", self.keys.breakers, told),), "halt"))
+        self.risk.halt_again = False
+
+    async def look_at_armed(self) -> None:
+        """May we enter?"""
         freed = self.was_halted and not self.state.halted
         self.was_halted = self.state.halted
         if freed:
             await self.arm()
-        await self.look_at_armed()
+        await self.read_armed()
 
-    async def look_at_armed(self) -> None:
+    async def read_armed(self) -> None:
         told = await self.redis.get(self.keys.armed)
         if self.cfg.mode == "live":
             self.state.armed = told == settings_hash(self.state.limits, self.cfg.account)
@@ -440,7 +527,7 @@ class Session:
             except redis.exceptions.OutOfMemoryError:
                 log.error("redis is full: not armed")
                 self.was_halted = True  # so that it is tried again
-        await self.look_at_armed()
+        await self.read_armed()
 
     # --- housekeeping ---
 

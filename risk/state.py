@@ -58,13 +58,15 @@ class State:
     money: Money = field(default_factory=Money)
     foreign: set[str] = field(default_factory=set)
     seen: dict[str, None] = field(default_factory=dict)  # fills counted
+    booked: dict[str, int] = field(default_factory=dict)  # funding and transfers -> market ms
+    books_ms: int = 0  # market time of the last money event in Redis at the start; 0: none
     prepared: dict[str, int] = field(default_factory=dict)  # leverage verified, margin isolated
     # permission
     armed: bool = False
     halted: bool = False
     stopping: bool = False
     reconciled: bool = False
-    entries_after_ms: float = 0.0  # boot time: after Redis lost its memory, one TTL of quiet
+    forgotten: bool = False  # Redis restarted or lost its memory: a new session begins soon
     since_ms: float = 0.0  # market time: older signals are missed
     breakers: tuple[str, ...] = ()
     # work in progress
@@ -161,8 +163,8 @@ def blocked(state: State, now: Now) -> str:
         return "stopping"
     if not state.reconciled:
         return "not reconciled"
-    if now.boot_ms < state.entries_after_ms:
-        return "waiting one lease after a restart of Redis"
+    if state.forgotten:
+        return "Redis restarted or lost its memory: waiting one lease"
     return ""
 
 

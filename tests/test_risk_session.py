@@ -28,6 +28,8 @@ def make_session(r: Any = None) -> Session:
         cfg=cfg, keys=KEYS, redis=r, lease=Lease("me", 3_000), exchange=exchange, run_id=""
     )
     risk.market_ms = lambda: 0.0
+    risk.epoch_seen, risk.take_after_ms, risk.halt_again = 1, 0.0, False
+    risk.market = SimpleNamespace(speed=1.0)
     return Session(risk, 1, Limits())
 
 
@@ -131,7 +133,7 @@ def test_opening_on_a_full_redis_is_not_armed_and_goes_on(redis_url: str) -> Non
             await held.arm()
             assert not held.state.armed
             await r.config_set("maxmemory", 0)
-            await held.look_at_redis()
+            await held.look_at_armed()
             assert held.state.armed
         finally:
             await r.config_set("maxmemory", 0)
@@ -144,10 +146,25 @@ class Server:
     """A Redis that tells who it is and for how long."""
 
     def __init__(self) -> None:
-        self.run_id, self.up_s = "a", 1_000
+        self.run_id, self.up_s, self.epoch = "a", 1_000, 7
 
     async def info(self, section: str) -> dict[str, Any]:
         return {"run_id": self.run_id, "uptime_in_seconds": self.up_s}
+
+    async def get(self, key: str) -> str | None:
+        assert key == KEYS.epoch
+        return str(self.epoch) if self.epoch else None
+
+    async def hexists(self, key: str, field: str) -> bool:
+        return False
+
+
+def looking(server: Any) -> Any:
+    """What of a Risk looks at its server."""
+    risk = SimpleNamespace(redis=server, cfg=SimpleNamespace(lease_ttl_ms=3_000), keys=KEYS)
+    risk.run_id, risk.take_after_ms, risk.epoch_seen = "", 0.0, 0
+    risk.halted = risk.halt_again = False
+    return risk
 
 
 @pytest.mark.parametrize(
@@ -158,9 +175,7 @@ def test_a_redis_that_may_have_forgotten_a_lease_is_given_one_ttl(
     monkeypatch: pytest.MonkeyPatch, up_s: int, then: str, wait_ms: float
 ) -> None:
     server: Any = Server()
-    risk: Any = SimpleNamespace(
-        redis=server, cfg=SimpleNamespace(lease_ttl_ms=3_000), run_id="", take_after_ms=0.0
-    )
+    risk = looking(server)
     monkeypatch.setattr("risk.main.boot_ms", lambda: 50_000.0)
 
     async def work() -> None:
@@ -203,6 +218,7 @@ def test_a_full_redis_that_knows_us_lets_us_start_and_an_empty_one_does_not(
 
     risk: Any = SimpleNamespace(cfg=SimpleNamespace(redis_url=redis_url), keys=KEYS, world=world)
     risk.exchange = SimpleNamespace(fetch=fetch)
+    risk.claim = lambda: Risk.claim(risk)
     r = streams.connect(redis_url)
     try:
         r.config_set("maxmemory", 1)
