@@ -28,7 +28,16 @@ import redis.exceptions
 import process
 import streams
 from clock import wall_ms
-from maintenance import audit, chaos_blows, chaos_check, chaos_plan, redis_server, summary, warm
+from maintenance import (
+    audit,
+    chaos_blows,
+    chaos_check,
+    chaos_plan,
+    chaos_redis,
+    redis_server,
+    summary,
+    warm,
+)
 from maintenance.chaos_check import Evidence, Span
 from maintenance.chaos_plan import Step
 from maintenance.chaos_rig import Rig
@@ -85,7 +94,7 @@ def come_to_rest(rig: Rig, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     """No more faults or signals; wait until venue and Redis agree. What each of them held."""
     rig.resume_all()
     rig.ask("DELETE", "/venue/v1/faults")
-    rig.proxy.swallow(0)
+    chaos_redis.heal(rig)
     held: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
 
     def agree() -> bool:
@@ -105,8 +114,11 @@ def waiting(rig: Rig) -> int:
     """Signals and commands not read, or read and not acknowledged."""
     found = 0
     for key in (rig.keys.signals, rig.keys.commands):
-        for group in rig.r.xinfo_groups(key):
-            found += int(group["pending"]) + int(group.get("lag") or 0)
+        try:
+            groups = rig.r.xinfo_groups(key)
+        except redis.exceptions.ResponseError:  # deleted: risk makes it again
+            return 1
+        found += sum(int(group["pending"]) + int(group.get("lag") or 0) for group in groups)
     return found
 
 
@@ -150,6 +162,7 @@ def evidence(
     rig.follow()
     ledger = rig.ledger()
     positions, fills, sums, wallet = summary.redis_books(rig.r, rig.keys)
+    chaos_redis.add_untold(rig, fills, sums)
     pending: dict[str, int] = {}
     for key in (rig.keys.signals, rig.keys.commands):
         told: Any = rig.r.xpending(key, "main")
@@ -168,6 +181,9 @@ def evidence(
         pending=pending,
         signals=frozenset(sent),
         decided=frozenset(rig.decided),
+        forgotten=frozenset(rig.lost.orders),
+        lost_signals=frozenset(rig.lost.signals),
+        booked=chaos_redis.booked(rig),
         taken_over=run.taken_over,
         refused=run.refused,
         positions_max=POSITIONS_MAX,

@@ -14,13 +14,12 @@ from typing import Any, Final
 
 import redis.exceptions
 
-from maintenance import chaos_plan
+from maintenance import chaos_plan, chaos_redis
 from maintenance.chaos_plan import Step
 from maintenance.chaos_rig import RISKS, Rig
 
 BITE_S: Final = 6.0  # for a fault to meet what it was planned for
 ENTRY_S: Final = 4.0  # for an entry to fall upon
-BLOCK_MS: Final = 500
 SHORT_S: Final = 0.2  # after a strike
 MOVE: Final = Decimal("0.002")  # how much farther another hand sets a stop
 ALL_OF_IT: Final = 0.6  # a share above this closes the whole position
@@ -28,29 +27,15 @@ ALL_OF_IT: Final = 0.6  # a share above this closes the whole position
 
 def strike(rig: Rig, step: Step) -> bool:
     """Carry out one step; True if it bit."""
-    if step.after_intent_ms is not None and _entry_intended(rig):
+    if step.after_intent_ms is not None and rig.entry_intended(ENTRY_S):
         time.sleep(step.after_intent_ms / 1000)
     if step.kind in chaos_plan.VENUE_KINDS:
         return _venue_fault(rig, step)
     if step.kind in chaos_plan.ACT_KINDS:
         return _act(rig, step)
+    if step.kind in chaos_redis.BLOWS:
+        return chaos_redis.BLOWS[step.kind](rig, step)
     return _BLOWS[step.kind](rig, step)
-
-
-def _entry_intended(rig: Rig) -> bool:
-    """Wait for the record of an entry that is about to be sent; False when none came."""
-    last, end = "$", time.monotonic() + ENTRY_S
-    while time.monotonic() < end:
-        try:
-            answer: Any = rig.r.xread({rig.keys.orders: last}, block=BLOCK_MS)
-        except redis.exceptions.RedisError:
-            return False
-        for _, entries in answer or []:
-            for entry_id, row in entries:
-                last = entry_id
-                if (row["leg"], row["state"]) == ("entry", "intent"):
-                    return True
-    return False
 
 
 def _within(rig: Rig, look: Callable[[], Any], seconds: float = BITE_S) -> Any:

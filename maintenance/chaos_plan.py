@@ -37,6 +37,18 @@ REDIS_KINDS: Final = (
     "client_pause",
     "reply_swallowed",
 )
+LOSS_KINDS: Final = (  # Redis forgets, takes nothing, or cannot be reached
+    "redis_rollback",
+    "redis_flush",
+    "redis_full",
+    "redis_loading",
+    "redis_slow",
+    "reply_cut",
+    "group_destroyed",
+    "stream_deleted",
+    "partition_holder",
+    "partition_all",
+)
 ACT_KINDS: Final = ("close", "add", "cancel_stop", "move_stop")  # by another client's hand
 ORDER_KINDS: Final = (  # a request to the exchange meets them
     "reply_lost",
@@ -68,9 +80,16 @@ STREAM_KINDS: Final = (
     "listen_key_expired",
     "disconnect",
 )
-AT_ENTRY_KINDS: Final = ("kill_holder", "stop_holder", "redis_kill", "client_kill", "script_flush")
+AT_ENTRY_KINDS: Final = (
+    "kill_holder",
+    "stop_holder",
+    "redis_kill",
+    "client_kill",
+    "script_flush",
+    *LOSS_KINDS,
+)
 VENUE_KINDS: Final = ORDER_KINDS + STREAM_KINDS
-KINDS: Final = PROCESS_KINDS + REDIS_KINDS + ACT_KINDS + VENUE_KINDS
+KINDS: Final = PROCESS_KINDS + REDIS_KINDS + LOSS_KINDS + ACT_KINDS + VENUE_KINDS
 _OPENS: Final = {"method": "POST", "path": "/fapi/v1/order"}
 _STOPS: Final = {"method": "POST", "path": "/fapi/v1/algoOrder"}
 
@@ -123,6 +142,8 @@ def _details(kind: str, chance: random.Random, ttl_s: float) -> tuple[dict[str, 
         return {}, round(chance.uniform(0.0, 1.5), 3)  # until it is started again
     if kind == "reply_swallowed":
         return {"times": chance.randint(1, TIMES_MAX)}, 0.0
+    if kind in LOSS_KINDS:
+        return _loss(kind, chance, ttl_s)
     if kind in ACT_KINDS:
         return {
             "client": chance.choice(("web", "ios")),
@@ -133,6 +154,28 @@ def _details(kind: str, chance: random.Random, ttl_s: float) -> tuple[dict[str, 
     if kind in ORDER_KINDS:
         return _order_fault(kind, chance), 0.0
     return {}, 0.0
+
+
+def _loss(kind: str, chance: random.Random, ttl_s: float) -> tuple[dict[str, Any], float]:
+    hold_s = round(chance.uniform(1.0, 4.0), 3)
+    if kind == "redis_rollback":  # by so many seconds, the last of them at an entry
+        return {"seconds": round(chance.uniform(0.5, 4.0), 2)}, round(chance.uniform(0.0, 1.0), 3)
+    if kind == "redis_full":
+        return {"share": round(chance.uniform(0.5, 0.95), 2)}, hold_s
+    if kind == "redis_slow":
+        return {"ms": chance.randrange(50, 500)}, hold_s
+    if kind == "reply_cut":
+        of = chance.choice(("orders", "signals"))
+        most = 8 if of == "orders" else 400  # of the reply to a write, and to a read
+        times = chance.randint(1, TIMES_MAX)
+        return {"of": of, "bytes": [chance.randrange(most) for _ in range(times)]}, 0.0
+    if kind == "stream_deleted":
+        return {"key": chance.choice(("signals", "commands"))}, 0.0
+    if kind == "group_destroyed":
+        return {"key": chance.choice(("signals", "commands"))}, 0.0
+    if kind in ("partition_holder", "partition_all"):
+        return {}, round(ttl_s * chance.uniform(1.2, 2.2), 3)  # beyond the lease
+    return {}, hold_s
 
 
 def _order_fault(kind: str, chance: random.Random) -> dict[str, Any]:
