@@ -80,6 +80,7 @@ STREAM_KINDS: Final = (
     "listen_key_expired",
     "disconnect",
 )
+KILL_SHARE: Final = 0.3  # of the losses meet the holder as well: nobody is left who remembers
 AT_ENTRY_KINDS: Final = (
     "kill_holder",
     "stop_holder",
@@ -158,8 +159,12 @@ def _details(kind: str, chance: random.Random, ttl_s: float) -> tuple[dict[str, 
 
 def _loss(kind: str, chance: random.Random, ttl_s: float) -> tuple[dict[str, Any], float]:
     hold_s = round(chance.uniform(1.0, 4.0), 3)
+    kill = chance.random() < KILL_SHARE
     if kind == "redis_rollback":  # by so many seconds, the last of them at an entry
-        return {"seconds": round(chance.uniform(0.5, 4.0), 2)}, round(chance.uniform(0.0, 1.0), 3)
+        seconds = round(chance.uniform(0.5, 4.0), 2)
+        return {"seconds": seconds, "kill": kill}, round(chance.uniform(0.0, 0.5), 3)
+    if kind == "redis_flush":
+        return {"kill": kill}, 0.0
     if kind == "redis_full":
         return {"share": round(chance.uniform(0.5, 0.95), 2)}, hold_s
     if kind == "redis_slow":

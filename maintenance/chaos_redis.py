@@ -44,8 +44,9 @@ def _rollback(rig: Rig, step: Step) -> bool:
     time.sleep(ROLL_BACK_S)
     rig.r.execute_command("CLIENT PAUSE", LAST_WORDS_MS, "WRITE")
     rig.follow()
-    signals = _signals(rig.r.xrange(rig.keys.signals))
+    signals, holder = _signals(rig.r.xrange(rig.keys.signals)), rig.holder()
     _kill(rig)
+    _kill_holder(rig, step, holder)
     shutil.rmtree(data)
     then.rename(data)
     time.sleep(step.hold_s)
@@ -57,6 +58,13 @@ def _kill(rig: Rig) -> None:
     assert rig.redis is not None
     rig.redis.kill()
     rig.redis.wait(10)
+
+
+def _kill_holder(rig: Rig, step: Step, holder: str) -> None:
+    """And with Redis the one process that knew more."""
+    if step.body["kill"] and holder:
+        rig.kill_risk(holder)
+        rig.start_risk(holder)
 
 
 def _signals(rows: Any) -> set[str]:
@@ -82,10 +90,11 @@ def _place(entry_id: str) -> tuple[int, int]:
 def _flush(rig: Rig, step: Step) -> bool:
     """FLUSHALL under a running holder: lease, epoch, groups, positions, books, all of it."""
     rig.follow()
-    keys = rig.keys
+    keys, holder = rig.keys, rig.holder()
     told = _at_once(rig, (keys.signals, keys.fills, keys.ledger), "FLUSHALL")
     rig.lost.orders |= {entry_id for entry_id, _ in rig.orders}
     rig.lost.signals |= _signals(told[keys.signals])
+    _kill_holder(rig, step, holder)
     _keep_untold(rig, told[keys.fills], told[keys.ledger])
     return True
 

@@ -221,9 +221,12 @@ class Risk:
             self.halted = bool(await self.redis.hexists(self.keys.breakers, HALTED))
             return
         self.halt_again = self.halt_again or self.halted
-        up_ms = float(told["uptime_in_seconds"]) * 1000.0
-        emptied = not stored and up_ms >= ttl_ms  # a first start, or a moment after a flush
-        wait_ms = ttl_ms if self.run_id or emptied else max(0.0, ttl_ms - up_ms)
+        wait_ms = ttl_ms - float(told["uptime_in_seconds"]) * 1000.0  # no lease is older than that
+        if wait_ms <= 0.0 and (self.run_id or not stored):  # a replica that was promoted, a first
+            wait_ms = ttl_ms  # start, or a moment after a flush
+        if run_id == self.run_id:
+            wait_ms = ttl_ms
+        wait_ms = max(0.0, wait_ms)
         self.run_id, self.take_after_ms = run_id, boot_ms() + wait_ms
 
     async def run(self) -> None:

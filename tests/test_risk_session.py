@@ -168,11 +168,19 @@ def looking(server: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("up_s", "then", "wait_ms"),
-    [(1_000, "a", 0), (3, "a", 0), (1, "a", 2_000), (0, "a", 3_000), (1_000, "b", 3_000)],
+    ("up_s", "then", "then_s", "wait_ms"),
+    [
+        (1_000, "a", 1_000, 0),
+        (3, "a", 3, 0),
+        (1, "a", 1, 2_000),
+        (0, "a", 0, 3_000),
+        (1_000, "b", 1_000, 3_000),  # another server, and nobody knows since when
+        (1_000, "b", 1, 2_000),  # started again: who held before has run out by that much
+        (1_000, "b", 0, 3_000),
+    ],
 )
 def test_a_redis_that_may_have_forgotten_a_lease_is_given_one_ttl(
-    monkeypatch: pytest.MonkeyPatch, up_s: int, then: str, wait_ms: float
+    monkeypatch: pytest.MonkeyPatch, up_s: int, then: str, then_s: int, wait_ms: float
 ) -> None:
     server: Any = Server()
     risk = looking(server)
@@ -181,7 +189,7 @@ def test_a_redis_that_may_have_forgotten_a_lease_is_given_one_ttl(
     async def work() -> None:
         server.up_s = up_s
         await Risk.look_at_server(risk)
-        server.run_id = then
+        server.run_id, server.up_s = then, then_s
         await Risk.look_at_server(risk)
         after_ms = risk.take_after_ms
         await Risk.look_at_server(risk)  # the same one again: no further pause
