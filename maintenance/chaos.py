@@ -184,6 +184,7 @@ def evidence(
         forgotten=frozenset(rig.lost.orders),
         lost_signals=frozenset(rig.lost.signals),
         booked=chaos_redis.booked(rig),
+        book_sums=chaos_redis.book_sums(rig),
         taken_over=run.taken_over,
         refused=run.refused,
         positions_max=POSITIONS_MAX,

@@ -47,6 +47,7 @@ class Evidence:
     forgotten: frozenset[str]  # ids of `orders` that Redis was made to lose after they were read
     lost_signals: frozenset[str]  # that Redis took and was made to lose
     booked: Sequence[Mapping[str, str]]  # the ledger in Redis
+    book_sums: Mapping[str, Decimal]  # by kind of money, as risk sums it
     taken_over: Sequence[Span]  # from a fault that cost the holder its lease to the next one
     refused: Sequence[Span]  # the exchange took nothing from us
     positions_max: int
@@ -136,7 +137,7 @@ def wallet_agrees(e: Evidence) -> list[str]:
 
 def ledger_agrees(e: Evidence) -> list[str]:
     """Fees and realised profit of each fill of ours and all funding stand once in Redis, to the
-    last digit."""
+    last digit, and risk's own sums are theirs."""
     mine, there = set(e.books.fills), Counter[tuple[str, Decimal]]()
     for event in e.ledger:
         if event["type"] == "funding":
@@ -153,7 +154,12 @@ def ledger_agrees(e: Evidence) -> list[str]:
         elif row["kind"] == "funding":
             here[f"funding {row['symbol']}", Decimal(row["amount"])] += 1
     wrong = [f"{name} {money} is missing in Redis" for name, money in (there - here).elements()]
-    return wrong + [f"{name} {money} stands only in Redis" for name, money in here - there]
+    wrong += [f"{name} {money} stands only in Redis" for name, money in here - there]
+    for kind, total in e.book_sums.items():
+        rows = sum((Decimal(r["amount"]) for r in e.booked if r["kind"] == kind), audit.ZERO)
+        if rows != total:
+            wrong.append(f"{kind} in the ledger sums to {rows}, risk says {total}")
+    return wrong
 
 
 def epochs_rise(e: Evidence) -> list[str]:

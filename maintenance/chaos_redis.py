@@ -141,6 +141,17 @@ def booked(rig: Rig) -> list[dict[str, str]]:
     return [*rig.lost.ledger.values(), *rows]
 
 
+def book_sums(rig: Rig) -> dict[str, Decimal]:
+    """Risk's own sums by kind of money, as `portfolio` has them, and what only the rig can know."""
+    told: dict[str, str] = rig.r.hgetall(rig.keys.portfolio)
+    names = {"realised": "realised", "fee": "fees", "funding": "funding"}
+    sums = {kind: Decimal(told.get(name, "0")) for kind, name in names.items()}
+    sums["fee"] = -sums["fee"]
+    for row in rig.lost.ledger.values():
+        sums[row["kind"]] += Decimal(row["amount"])
+    return sums
+
+
 # --- memory that takes nothing -------------------------------------------------------------------
 
 

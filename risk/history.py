@@ -89,8 +89,8 @@ def on_history(state: State, event: HistoryRead, now: Now, out: Effects) -> None
             _take_money(state, row, now, out)
     if found:
         out.add(Note("ERROR", f"redis had forgotten trades={found}: put back from the exchange"))
-        ops = journal.journal_ops(state, "ERROR", f"{found} forgotten trades put back", now)
-        record(state, out, ops + journal.portfolio_ops(state, now), "history")
+        text = f"{found} forgotten trades put back"
+        record(state, out, journal.journal_ops(state, "ERROR", text, now), "history")
 
 
 # --- orders ------------------------------------------------------------------------------------
@@ -207,6 +207,7 @@ def _count(state: State, fill: Fill, order: Order | None, now: Now, out: Effects
     ops = journal.fill_ops(state, fill, order, entry, now)
     if position is None and entry is not None:
         position, mine = new_position(entry, fill.ms), True
+    ops += journal.portfolio_ops(state, now)  # with the fill, or the sums would part from it
     if position is None or not mine:  # of a round trip that is over and told
         record(state, out, ops, fill.symbol)
         return True
@@ -226,7 +227,7 @@ def _take_money(state: State, row: Row, now: Now, out: Effects) -> None:
     if kind and row.get("asset") == QUOTE_ASSET:
         symbol, ms = str(row.get("symbol") or ""), int(row["time"])
         ops = book(state, kind, symbol, decimal(row["income"]), ms)
-        record(state, out, ops, kind)
+        record(state, out, ops + journal.portfolio_ops(state, now) if ops else [], kind)
 
 
 def book(state: State, kind: str, symbol: str, change: Decimal, ms: int) -> list[Op]:

@@ -92,6 +92,7 @@ def good() -> Evidence:
         forgotten=frozenset(),
         lost_signals=frozenset(),
         booked=BOOKED,
+        book_sums={"fee": Decimal("-0.1"), "realised": Decimal(-10), "funding": Decimal(0)},
         open_ids=frozenset(),
         open_there=frozenset(),
         pending={"signals": 0, "commands": 0},
@@ -179,6 +180,10 @@ def unbooked_funding(e: Evidence) -> Evidence:
     return replace(e, ledger=ledger, wallet=e.wallet - Decimal("0.5"))
 
 
+def other_sum(e: Evidence) -> Evidence:
+    return replace(e, book_sums={**e.book_sums, "fee": Decimal("-0.11")})
+
+
 def epoch_falls(e: Evidence) -> Evidence:
     return replace(e, orders=[*e.orders, row(cid("s", CAUSE), "filled", 2_000_000, "stop", 4)])
 
@@ -235,6 +240,7 @@ CASES: list[tuple[str, Callable[[Evidence], Evidence]]] = [
     ("ledger agrees", profit_twice),
     ("ledger agrees", other_fee),
     ("ledger agrees", unbooked_funding),
+    ("ledger agrees", other_sum),
     ("epochs rise", epoch_falls),
     ("nothing pending", left_pending),
     ("signals decided", forgotten_signal),
