@@ -46,9 +46,11 @@ LOSS_KINDS: Final = (  # Redis forgets, takes nothing, or cannot be reached
     "reply_cut",
     "group_destroyed",
     "stream_deleted",
+    "stream_trimmed",
     "partition_holder",
     "partition_all",
 )
+STREAM_LOSS_KINDS: Final = ("group_destroyed", "stream_deleted", "stream_trimmed")
 ACT_KINDS: Final = ("close", "add", "cancel_stop", "move_stop")  # by another client's hand
 ORDER_KINDS: Final = (  # a request to the exchange meets them
     "reply_lost",
@@ -174,9 +176,7 @@ def _loss(kind: str, chance: random.Random, ttl_s: float) -> tuple[dict[str, Any
         most = 8 if of == "orders" else 400  # of the reply to a write, and to a read
         times = chance.randint(1, TIMES_MAX)
         return {"of": of, "bytes": [chance.randrange(most) for _ in range(times)]}, 0.0
-    if kind == "stream_deleted":
-        return {"key": chance.choice(("signals", "commands"))}, 0.0
-    if kind == "group_destroyed":
+    if kind in STREAM_LOSS_KINDS:
         return {"key": chance.choice(("signals", "commands"))}, 0.0
     if kind in ("partition_holder", "partition_all"):
         return {}, round(ttl_s * chance.uniform(1.2, 2.2), 3)  # beyond the lease

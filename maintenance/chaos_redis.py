@@ -208,8 +208,17 @@ def _group_destroyed(rig: Rig, step: Step) -> bool:
 
 
 def _stream_deleted(rig: Rig, step: Step) -> bool:
+    return _lose_stream(rig, step, "DEL")
+
+
+def _stream_trimmed(rig: Rig, step: Step) -> bool:
+    """Entries vanish under whoever has read them and not acknowledged."""
+    return _lose_stream(rig, step, "XTRIM", "MAXLEN", "0")
+
+
+def _lose_stream(rig: Rig, step: Step, command: str, *how: str) -> bool:
     key = _key(rig, step)
-    told = _at_once(rig, (key,), "DEL", key)
+    told = _at_once(rig, (key,), command, key, *how)
     if key == rig.keys.signals:
         rig.lost.signals |= _signals(told[key])
     return bool(told["blow"])
@@ -286,6 +295,7 @@ BLOWS: Final[dict[str, Blow]] = {
     "reply_cut": _reply_cut,
     "group_destroyed": _group_destroyed,
     "stream_deleted": _stream_deleted,
+    "stream_trimmed": _stream_trimmed,
     "partition_holder": _partition_holder,
     "partition_all": _partition_all,
 }

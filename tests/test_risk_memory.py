@@ -165,6 +165,17 @@ def test_what_redis_still_knows_is_not_written_over() -> None:
     assert not ops(done, "hset", KEYS.order(order.id))
 
 
+def test_a_forgotten_leg_belongs_to_the_round_trip_whose_name_it_bears() -> None:
+    desk = Desk()
+    desk.open()
+    (position,) = desk.state.positions.values()
+    leaving = desk.state.make_id(position.signal, "x")
+    told(desk, [], [placed(15, leaving, "SELL", "EXPIRED") | {"executedQty": "0"}])
+    assert desk.state.orders[leaving].cause == position.signal
+    out = sends(desk.signal(id="against", side="sell", stop="1010", target="980"), "exit")[0]
+    assert out.params["newClientOrderId"] == desk.state.make_id(position.signal, "x", 1)
+
+
 def test_orders_of_long_ago_are_not_recorded_anew() -> None:
     desk = Desk()
     entry, stop, _ = ids(desk)
