@@ -32,6 +32,7 @@ BLOCK_MS_MAX: Final = 2_000  # well under the socket timeout: an idle stream mus
 HEALTH_CHECK_S: Final = 30  # Heroku cuts idle connections at 300 s
 STANDBY_KEPT_MS: Final = 1_000  # who has not said for so long that it stands by does not
 SEEN_MAX: Final = 20_000  # trade and signal ids remembered for "once"; oldest are forgotten first
+FORGOTTEN: Final = -1  # instead of an epoch: Redis lost its memory
 CAUSE_CHARS: Final = 16  # of base32 in a client order id: 80 bits
 assert BLOCK_MS_MAX < SOCKET_TIMEOUT_S * 1000
 
@@ -85,6 +86,7 @@ class Keys:
     lease = property(lambda self: self.own("lease"))
     epoch = property(lambda self: self.own("epoch"))
     standbys = property(lambda self: self.own("standbys"))
+    written = property(lambda self: self.own("written"))
     commands = property(lambda self: self.own("commands"))
     replies = property(lambda self: self.own("replies"))
     equity = property(lambda self: self.own("equity"))
@@ -168,6 +170,7 @@ HELP: Final[dict[str, str]] = {
     "<account>:lease": "string: the risk process that may act, for three seconds at a time",
     "<account>:epoch": "string: the lease's fencing number",
     "<account>:standbys": "zset: risk processes that wait for the lease, by Redis milliseconds",
+    "<account>:written": "string: epoch:number of risk's last write; an older one comes too late",
     "<account>:commands": "stream: asked of risk; answered in replies",
     "<account>:replies": "hash: command id -> answer",
     "<account>:equity": "stream: equity over time",
@@ -295,10 +298,11 @@ async def read_group(
 # All validation first, all writes last: a script has no rollback.
 
 _COMMIT = """
--- KEYS: epoch armed, then every key that is named by its place
--- ARGV: epoch, then for each commit: need-armed 0/1 | ack place or 0 | ack group | ack id |
+-- KEYS: epoch armed written, then every key that is named by its place
+-- ARGV: epoch, number of the last commit that was confirmed, then for each commit:
+--       number within its epoch, or 0 | need-armed 0/1 | ack place or 0 | ack group | ack id |
 --       "unless" places as JSON | operations as JSON
--- Commits are carried out in order; the first one that is refused for good or fails ends it.
+-- Commits are carried out in order; the first one that fails ends it.
 local function add(key, most, fields)
   if most == 0 then return redis.call("XADD", key, "*", unpack(fields)) end
   return redis.call("XADD", key, "MAXLEN", "~", most, "*", unpack(fields))
@@ -341,23 +345,39 @@ local function commit(armed, ack, group, id, unless, ops)
   if armed == "1" then acknowledge() end
   return "ok"
 end
-if redis.call("GET", KEYS[1]) ~= ARGV[1] then return {"stale"} end
-local told = {}
-for i = 2, #ARGV, 6 do
-  local fine, verdict = pcall(commit, unpack(ARGV, i, i + 5))
+local epoch, stored = ARGV[1], redis.call("GET", KEYS[1])
+if stored ~= epoch then -- a lower one than ours cannot be: Redis lost its memory
+  return {tonumber(stored or "0") > tonumber(epoch) and "stale" or "forgotten"}
+end
+local of, last = string.match(redis.call("GET", KEYS[3]) or "", "^(%d+):(%d+)$")
+last = of == epoch and tonumber(last) or 0
+if last < tonumber(ARGV[2]) then return {"forgotten"} end -- an older file was restored
+local told, stands = {}, last
+for i = 3, #ARGV, 7 do
+  local number, fine, verdict = tonumber(ARGV[i]), true, nil
+  if number > 0 and number <= last then
+    -- written before its reply was lost; an entry is never repeated: it was held up on its way
+    verdict = ARGV[i + 1] == "1" and "late" or "ok"
+  else
+    fine, verdict = pcall(commit, unpack(ARGV, i + 1, i + 6))
+  end
   if not fine then
     if type(verdict) == "table" then verdict = verdict.err end
     told[#told + 1] = "error " .. verdict
-    return told
+    break
   end
   told[#told + 1] = verdict
+  if verdict == "ok" then stands = math.max(stands, number) end
 end
+if stands > last then redis.call("SET", KEYS[3], string.format("%s:%d", epoch, stands)) end
 return told
 """
 
 _LEASE_TAKE = """
--- KEYS: lease epoch   ARGV: holder ttl_ms   -> new epoch, or 0 while another holds it
+-- KEYS: lease epoch   ARGV: holder ttl_ms seen
+-- -> new epoch, or 0 while another holds it, or -1 where an epoch once seen is forgotten
 if redis.call("EXISTS", KEYS[1]) == 1 then return 0 end
+if tonumber(redis.call("GET", KEYS[2]) or "0") < tonumber(ARGV[3]) then return -1 end
 redis.call("DEL", KEYS[1]) -- needs no memory; after it a full Redis lets the two SETs pass
 local now = redis.call("TIME")
 local now_ms = tonumber(now[1]) * 1000 + math.floor(tonumber(now[2]) / 1000)
@@ -425,7 +445,7 @@ return 1
 """
 
 Command = tuple[Any, ...]  # as Redis takes it
-Verdict = Literal["ok", "stale", "disarmed", "duplicate"]
+Verdict = Literal["ok", "stale", "forgotten", "late", "disarmed", "duplicate"]
 
 
 def _flat(fields: Mapping[str, object]) -> list[str]:
@@ -439,13 +459,14 @@ class Write:
     Operations: ("xadd", key, fields), ("xadd_once", key, fields, seen_zset, member, score),
     ("hset", key, fields), ("hdel", key, names), ("sadd"|"srem", key, member), ("del", key),
     ("expire", key, seconds). `ack` is (stream, group, entry id); with `armed` the key `armed` must
-    exist; none of the keys `unless` may.
+    exist; none of the keys `unless` may. `number` counts the commits of an epoch from 1.
     """
 
     ops: tuple[Op, ...]
     ack: tuple[str, str, str] | None = None
     armed: bool = False
     unless: tuple[str, ...] = ()
+    number: int = 0
 
 
 def _encode(op: Op, place: Callable[[str], int]) -> list[object]:
@@ -471,18 +492,19 @@ def _encode(op: Op, place: Callable[[str], int]) -> list[object]:
 
 
 def _commit_call(
-    keys: Keys, epoch: int, writes: Sequence[Write]
+    keys: Keys, epoch: int, writes: Sequence[Write], confirmed: int = 0
 ) -> tuple[list[str], list[str | bytes]]:
     """KEYS and ARGV of some commits: operations name their keys by position."""
-    places = {keys.epoch: 1, keys.armed: 2}
+    places = {keys.epoch: 1, keys.armed: 2, keys.written: 3}
 
     def place(key: str) -> int:
         return places.setdefault(key, len(places) + 1)
 
-    argv: list[str | bytes] = [str(epoch)]
+    argv: list[str | bytes] = [str(epoch), str(confirmed)]
     for write in writes:
         stream, group, entry_id = write.ack or ("", "", "")
         argv += [
+            str(write.number),
             "1" if write.armed else "0",
             str(place(stream)) if stream else "0",
             group,
@@ -494,17 +516,24 @@ def _commit_call(
 
 
 async def commit(
-    r: redis.asyncio.Redis, keys: Keys, *, epoch: int, writes: Sequence[Write]
+    r: redis.asyncio.Redis,
+    keys: Keys,
+    *,
+    epoch: int,
+    writes: Sequence[Write],
+    confirmed: int = 0,
 ) -> tuple[list[Verdict], redis.exceptions.ResponseError | None]:
     """Risk's only way to write: some commits in order, each whole or not at all.
 
-    One verdict for each that was decided: "ok"; "stale" when another epoch exists (nothing is
-    written, then or later); "disarmed" when `armed` is asked for and the key is gone; "duplicate"
-    when one of `unless` exists (the signal is acknowledged all the same). The error that stopped
+    One verdict for each that was decided: "ok"; "stale" when a newer epoch exists, "forgotten" when
+    ours is gone from Redis or a commit that was `confirmed` (nothing is written, then or later);
+    "disarmed" when `armed` is asked for and the key is gone; "duplicate" when one of `unless`
+    exists (the signal is acknowledged all the same). A commit whose number stands is not written
+    again ("ok"; "late" for one that needs `armed`, which is never repeated). The error that stopped
     at the next one, if any: it and what follows were not written. Raises what redis-py raises;
     then nobody knows what was written.
     """
-    names, argv = _commit_call(keys, epoch, writes)
+    names, argv = _commit_call(keys, epoch, writes, confirmed)
     told: list[str] = await _eval_async(r, _COMMIT, names, argv)
     error = None
     if told[-1].startswith("error "):
@@ -539,9 +568,15 @@ def _eval(r: redis.Redis, script: str, names: Sequence[str], argv: Sequence[Any]
         return r.eval(script, len(names), *names, *argv)
 
 
-async def lease_take(r: redis.asyncio.Redis, keys: Keys, holder: str, ttl_ms: int) -> int:
-    """A new epoch when the lease was free, else 0. An epoch is never below Redis's own clock."""
-    return int(await _eval_async(r, _LEASE_TAKE, [keys.lease, keys.epoch], [holder, ttl_ms]))
+async def lease_take(
+    r: redis.asyncio.Redis, keys: Keys, holder: str, ttl_ms: int, seen: int = 0
+) -> int:
+    """A new epoch when the lease was free, else 0. An epoch is never below Redis's own clock.
+
+    FORGOTTEN when the stored epoch is below one `seen` before: a lease may be forgotten as well.
+    """
+    names, argv = [keys.lease, keys.epoch], [holder, ttl_ms, seen]
+    return int(await _eval_async(r, _LEASE_TAKE, names, argv))
 
 
 async def lease_renew(r: redis.asyncio.Redis, keys: Keys, holder: str, ttl_ms: int) -> bool:

@@ -34,6 +34,7 @@ from maintenance import (
     chaos_check,
     chaos_plan,
     chaos_points,
+    chaos_redis,
     chaos_world,
     redis_server,
     summary,
@@ -99,7 +100,7 @@ def come_to_rest(rig: Rig, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     """No more faults or signals; wait until venue and Redis agree. What each of them held."""
     rig.resume_all()
     rig.ask("DELETE", "/venue/v1/faults")
-    rig.proxy.swallow(0)
+    chaos_redis.heal(rig)
     held: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
 
     def agree() -> bool:
@@ -119,8 +120,11 @@ def waiting(rig: Rig) -> int:
     """Signals and commands not read, or read and not acknowledged."""
     found = 0
     for key in (rig.keys.signals, rig.keys.commands):
-        for group in rig.r.xinfo_groups(key):
-            found += int(group["pending"]) + int(group.get("lag") or 0)
+        try:
+            groups = rig.r.xinfo_groups(key)
+        except redis.exceptions.ResponseError:  # deleted: risk makes it again
+            return 1
+        found += sum(int(group["pending"]) + int(group.get("lag") or 0) for group in groups)
     return found
 
 
@@ -179,6 +183,7 @@ def evidence(
     rig.follow()
     ledger = rig.ledger()
     positions, fills, sums, wallet = summary.redis_books(rig.r, rig.keys)
+    chaos_redis.add_untold(rig, fills, sums)
     pending: dict[str, int] = {}
     for key in (rig.keys.signals, rig.keys.commands):
         told: Any = rig.r.xpending(key, "main")
@@ -197,6 +202,10 @@ def evidence(
         pending=pending,
         signals=frozenset(sent),
         decided=frozenset(rig.decided),
+        forgotten=frozenset(rig.lost.orders),
+        lost_signals=frozenset(rig.lost.signals),
+        booked=chaos_redis.booked(rig),
+        book_sums=chaos_redis.book_sums(rig),
         taken_over=run.taken_over,
         refused=[*struck(ledger, run.refused), *rig.stalled],
         deaths=rig.deaths,

@@ -15,14 +15,13 @@ from typing import Any, Final
 import redis.exceptions
 
 from clock import wall_ms
-from maintenance import chaos_crash, chaos_plan, chaos_venue
+from maintenance import chaos_crash, chaos_plan, chaos_redis, chaos_venue
 from maintenance.chaos_plan import Step
 from maintenance.chaos_rig import RISKS, Rig
 from maintenance.chaos_venue import BITE_S, SHORT_S, filters
 from maintenance.chaos_venue import within as _within
 
 ENTRY_S: Final = 4.0  # for an entry to fall upon
-BLOCK_MS: Final = 500
 STANDBY_S: Final = 20.0  # for the other process to stand by
 TAKE_OVER_KINDS: Final = ("kill_holder", "stop_holder")
 MOVE: Final = Decimal("0.002")  # how much farther another hand sets a stop
@@ -33,7 +32,7 @@ def strike(rig: Rig, step: Step) -> bool:
     """Carry out one step; True if it bit."""
     if step.kind in TAKE_OVER_KINDS:
         _within(rig, rig.standing_by, STANDBY_S)
-    if step.after_intent_ms is not None and _entry_intended(rig):
+    if step.after_intent_ms is not None and rig.entry_intended(ENTRY_S):
         time.sleep(step.after_intent_ms / 1000)
     if step.kind in chaos_plan.VENUE_KINDS:
         return _venue_fault(rig, step)
@@ -41,24 +40,10 @@ def strike(rig: Rig, step: Step) -> bool:
         return _act(rig, step)
     if step.kind in chaos_plan.CRASH_KINDS:
         return chaos_crash.crash(rig, step)
+    if step.kind in chaos_redis.BLOWS:
+        return chaos_redis.BLOWS[step.kind](rig, step)
     blow = _BLOWS.get(step.kind) or chaos_venue.BLOWS[step.kind]
     return blow(rig, step)
-
-
-def _entry_intended(rig: Rig) -> bool:
-    """Wait for the record of an entry that is about to be sent; False when none came."""
-    last, end = "$", time.monotonic() + ENTRY_S
-    while time.monotonic() < end:
-        try:
-            answer: Any = rig.r.xread({rig.keys.orders: last}, block=BLOCK_MS)
-        except redis.exceptions.RedisError:
-            return False
-        for _, entries in answer or []:
-            for entry_id, row in entries:
-                last = entry_id
-                if (row["leg"], row["state"]) == ("entry", "intent"):
-                    return True
-    return False
 
 
 # --- processes ---------------------------------------------------------------------------------

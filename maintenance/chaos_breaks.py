@@ -26,7 +26,7 @@ from risk.state import State
 
 Make = Callable[[Any], Any]
 Replace = Callable[[Any, str, Make], None]
-_EPOCH_LINE: Final = 'if redis.call("GET", KEYS[1]) ~= ARGV[1] then return {"stale"} end\n'
+_EPOCH_LINE: Final = "if stored ~= epoch then"
 
 
 def take_out(name: str, replace: Replace) -> None:
@@ -44,7 +44,7 @@ def _no_fence(replace: Replace) -> None:
     def commit_script(old: str) -> str:
         if old.count(_EPOCH_LINE) != 1:
             process.fail("chaos takes the epoch's check out of a script that has it elsewhere now.")
-        return old.replace(_EPOCH_LINE, "")
+        return old.replace(_EPOCH_LINE, "if false then")
 
     def renewed(old: Callable[[Lease, float], None]) -> Any:
         def for_ever(self: Lease, asked_ms: float) -> None:
@@ -186,7 +186,7 @@ def _no_stop(replace: Replace) -> None:
 
 def _no_reconcile(replace: Replace) -> None:
     def correct(old: Any) -> Any:
-        def nothing(state: State, actions: Any, snapshot: Any, now: Now, out: Effects) -> None:
+        def nothing(state: State, actions: Any, event: Any, now: Now, out: Effects) -> None:
             """Seen, and left as it is."""
 
         return nothing

@@ -7,6 +7,7 @@ of the ledger are maintenance/audit.py's; here they meet what risk wrote in Redi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -47,6 +48,10 @@ class Evidence:
     pending: Mapping[str, int]  # by stream: read and never acknowledged
     signals: frozenset[str]  # ids that Redis took
     decided: frozenset[str]  # signals with a decision, an order or a place among the dead
+    forgotten: frozenset[str]  # ids of `orders` that Redis was made to lose after they were read
+    lost_signals: frozenset[str]  # that Redis took and was made to lose
+    booked: Sequence[Mapping[str, str]]  # the ledger in Redis
+    book_sums: Mapping[str, Decimal]  # by kind of money, as risk sums it
     taken_over: Sequence[Span]  # from a fault that cost the holder its lease to the next one
     refused: Sequence[Span]  # the exchange took nothing from us
     positions_max: int
@@ -59,6 +64,7 @@ class Evidence:
     unrest: Sequence[str] = ()  # what did not come to rest in time
     mistakes: Sequence[str] = ()  # processes that died by themselves, errors that they call theirs
     books: Audit = field(init=False)
+    accepted: frozenset[str] = field(init=False)  # client ids that the exchange took
 
     @property
     def excused(self) -> list[Span]:
@@ -70,14 +76,19 @@ class Evidence:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "books", audit.audit(self.ledger, FOREVER))
+        taken = (v for v in self.ledger if v["type"] in ("order_new", "algo_new"))
+        names = frozenset(str(v.get("client_id", "")) for v in taken)
+        object.__setattr__(self, "accepted", names)
 
 
 def intents_end_once(e: Evidence) -> list[str]:
-    """Every intent has one terminal state."""
+    """Every intent has one terminal state. One that Redis forgot whole, and that the exchange never
+    saw, nobody can know any more."""
     ends: dict[str, list[str]] = {}
     last: dict[str, str] = {}
-    for _, row in e.orders:
-        last[row["id"]] = row["state"]
+    for entry_id, row in e.orders:
+        if entry_id not in e.forgotten or row["id"] in last or row["id"] in e.accepted:
+            last[row["id"]] = row["state"]
         if row["state"] in TERMINAL:
             told = ends.setdefault(row["id"], [])
             if row["state"] not in told:
@@ -136,6 +147,33 @@ def wallet_agrees(e: Evidence) -> list[str]:
     return wrong
 
 
+def ledger_agrees(e: Evidence) -> list[str]:
+    """Fees and realised profit of each fill of ours and all funding stand once in Redis, to the
+    last digit, and risk's own sums are theirs."""
+    mine, there = set(e.books.fills), Counter[tuple[str, Decimal]]()
+    for event in e.ledger:
+        if event["type"] == "funding":
+            there[f"funding {event['symbol']}", Decimal(event["amount"])] += 1
+        elif event["type"] == "trade":
+            name = f"{event['symbol']}:{event['trade_id']}"
+            for kind, amount in (("fee", -Decimal(event["fee"])), ("realised", event["realised"])):
+                if name in mine and Decimal(amount):
+                    there[f"{kind}:{name}", Decimal(amount)] += 1
+    here = Counter[tuple[str, Decimal]]()
+    for row in e.booked:
+        if row["kind"] in ("fee", "realised"):
+            here[row["id"], Decimal(row["amount"])] += 1
+        elif row["kind"] == "funding":
+            here[f"funding {row['symbol']}", Decimal(row["amount"])] += 1
+    wrong = [f"{name} {money} is missing in Redis" for name, money in (there - here).elements()]
+    wrong += [f"{name} {money} stands only in Redis" for name, money in here - there]
+    for kind, total in e.book_sums.items():
+        rows = sum((Decimal(r["amount"]) for r in e.booked if r["kind"] == kind), audit.ZERO)
+        if rows != total:
+            wrong.append(f"{kind} in the ledger sums to {rows}, risk says {total}")
+    return wrong
+
+
 def epochs_rise(e: Evidence) -> list[str]:
     """What a former holder wrote never follows what a later one wrote."""
     wrong, highest = [], 0
@@ -153,8 +191,9 @@ def nothing_pending(e: Evidence) -> list[str]:
 
 
 def signals_decided(e: Evidence) -> list[str]:
-    """Every signal that Redis took has a decision."""
-    return [f"signal {name} was never decided" for name in sorted(e.signals - e.decided)]
+    """Every signal that Redis took has a decision, but those that it was made to lose."""
+    kept = e.signals - e.lost_signals
+    return [f"signal {name} was never decided" for name in sorted(kept - e.decided)]
 
 
 def positions_within(e: Evidence) -> list[str]:
@@ -248,6 +287,7 @@ CHECKS: Final[dict[str, Check]] = {
     "logged before sent": logged_before_sent,
     "positions agree": positions_agree,
     "wallet agrees": wallet_agrees,
+    "ledger agrees": ledger_agrees,
     "epochs rise": epochs_rise,
     "nothing pending": nothing_pending,
     "signals decided": signals_decided,

@@ -39,6 +39,20 @@ REDIS_KINDS: Final = (
     "client_pause",
     "reply_swallowed",
 )
+LOSS_KINDS: Final = (  # Redis forgets, takes nothing, or cannot be reached
+    "redis_rollback",
+    "redis_flush",
+    "redis_full",
+    "redis_loading",
+    "redis_slow",
+    "reply_cut",
+    "group_destroyed",
+    "stream_deleted",
+    "stream_trimmed",
+    "partition_holder",
+    "partition_all",
+)
+STREAM_LOSS_KINDS: Final = ("group_destroyed", "stream_deleted", "stream_trimmed")
 ACT_KINDS: Final = ("close", "add", "cancel_stop", "move_stop")  # by another client's hand
 ORDER_KINDS: Final = (  # a request to the exchange meets them
     "reply_lost",
@@ -79,12 +93,21 @@ MARKET_STREAMS: Final = (  # what risk listens to besides the user stream
     {"route": "market"},
     {"route": "public"},
 )
-AT_ENTRY_KINDS: Final = ("kill_holder", "stop_holder", "redis_kill", "client_kill", "script_flush")
+KILL_SHARE: Final = 0.3  # of the losses meet the holder as well: nobody is left who remembers
+AT_ENTRY_KINDS: Final = (
+    "kill_holder",
+    "stop_holder",
+    "redis_kill",
+    "client_kill",
+    "script_flush",
+    *LOSS_KINDS,
+)
 VENUE_KINDS: Final = ORDER_KINDS + STREAM_KINDS
 CRASH_KINDS: Final = tuple(chaos_points.PREFIX + point for point in chaos_points.POINTS)
 KINDS: Final = (
-    PROCESS_KINDS + REDIS_KINDS + ACT_KINDS + VENUE_KINDS + CRASH_KINDS + chaos_account.KINDS
-)
+    *PROCESS_KINDS, *REDIS_KINDS, *LOSS_KINDS, *ACT_KINDS, *VENUE_KINDS, *CRASH_KINDS,
+    *chaos_account.KINDS,
+)  # fmt: skip
 BESIDE_KINDS: Final = tuple(  # what costs a successor a request and not its tongue
     kind for kind in ORDER_KINDS if kind not in ("ban", "limit", "partial_fill", "would_trigger")
 )
@@ -181,6 +204,8 @@ def _details(kind: str, chance: random.Random, ttl_s: float) -> tuple[dict[str, 
         return {"times": chance.randint(1, TIMES_MAX)}, 0.0
     if kind in CRASH_KINDS:
         return _crash(kind.removeprefix(chaos_points.PREFIX), chance), 0.0
+    if kind in LOSS_KINDS:
+        return _loss(kind, chance, ttl_s)
     if kind in ACT_KINDS:
         return {
             "client": chance.choice(("web", "ios")),
@@ -201,6 +226,30 @@ def _crash(point: str, chance: random.Random) -> dict[str, Any]:
     if point in chaos_points.SNAPSHOT_POINTS:
         return {"passes": 1, "by": chance.choice(("take-over", "command"))}
     return {"passes": 1 if point in chaos_points.TAKE_OVER_POINTS else passes}
+
+
+def _loss(kind: str, chance: random.Random, ttl_s: float) -> tuple[dict[str, Any], float]:
+    hold_s = round(chance.uniform(1.0, 4.0), 3)
+    kill = chance.random() < KILL_SHARE
+    if kind == "redis_rollback":  # by so many seconds, the last of them at an entry
+        seconds = round(chance.uniform(0.5, 4.0), 2)
+        return {"seconds": seconds, "kill": kill}, round(chance.uniform(0.0, 0.5), 3)
+    if kind == "redis_flush":
+        return {"kill": kill}, 0.0
+    if kind == "redis_full":
+        return {"share": round(chance.uniform(0.5, 0.95), 2)}, hold_s
+    if kind == "redis_slow":
+        return {"ms": chance.randrange(50, 500)}, hold_s
+    if kind == "reply_cut":
+        of = chance.choice(("orders", "signals"))
+        most = 8 if of == "orders" else 400  # of the reply to a write, and to a read
+        times = chance.randint(1, TIMES_MAX)
+        return {"of": of, "bytes": [chance.randrange(most) for _ in range(times)]}, 0.0
+    if kind in STREAM_LOSS_KINDS:
+        return {"key": chance.choice(("signals", "commands"))}, 0.0
+    if kind in ("partition_holder", "partition_all"):
+        return {}, round(ttl_s * chance.uniform(1.2, 2.2), 3)  # beyond the lease
+    return {}, hold_s
 
 
 def _order_fault(kind: str, chance: random.Random) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +38,7 @@ START_S_MAX: Final = 60.0  # for the venue to answer: kernels may have to be loa
 REDIS_S_MAX: Final = 15.0
 RISKS: Final = ("chaos-1", "chaos-2")
 PAGE: Final = 2_000
+BLOCK_MS: Final = 500
 MISTAKE_WORDS: Final = ("Traceback", "task failed", "request failed")
 SETTINGS: Final = {
     "AEGIS_MODE": "sim",
@@ -45,6 +47,17 @@ SETTINGS: Final = {
     "AEGIS_RISK_PER_TRADE": "0.0005",
 }
 Json = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Lost:
+    """What Redis was made to lose, exactly: rows that had been read along, signals that had been
+    confirmed, and books that the exchange no longer tells."""
+
+    orders: set[str] = field(default_factory=set)  # ids of stream entries
+    signals: set[str] = field(default_factory=set)
+    fills: dict[str, dict[str, str]] = field(default_factory=dict)  # by symbol:trade_id
+    ledger: dict[str, dict[str, str]] = field(default_factory=dict)  # by event id
 
 
 class Rig:
@@ -62,7 +75,7 @@ class Rig:
         self.redis_port = redis_server.free_port()
         self.redis_url = f"redis://{redis_server.LOOPBACK}:{self.redis_port}/0"
         self.r: Client = streams.connect(self.redis_url)
-        self.proxy = Proxy(self.redis_port, f"{self.keys.orders}\r\n".encode())
+        self.proxy = Proxy(self.redis_port, f"{self.keys.orders}\r\n".encode(), RISKS)
         self.venue_url = ""
         self.relay: Relay  # between risk and the venue
         self.foreign: list[tuple[str, int, int]] = []  # symbol, from and to when it was another's
@@ -74,7 +87,8 @@ class Rig:
         self.died: list[str] = []  # by themselves
         self.orders: list[Entry] = []
         self.decided: set[str] = set()
-        self._tails: dict[str, str] = {}
+        self.tails: dict[str, str] = {}  # of each stream that is read along
+        self.lost = Lost()
         base = {k: v for k, v in os.environ.items() if not k.startswith(("AEGIS_", "REDIS_"))}
         places = {"AEGIS_POSITIONS_MAX": world.positions_max}
         self._environ = launch.environment(base, **SETTINGS, **places, AEGIS_STATE_DIR=folder)
@@ -115,12 +129,27 @@ class Rig:
                 **more,
             )
 
-    def start_redis(self) -> None:
+    def start_redis(self, *more: str) -> int:
+        """On its folder, with more settings; how often it said meanwhile that it is loading."""
         argv = redis_server.command(
             redis_server.find_binary(), self.folder / "redis", self.redis_port
         )
+        argv += more
         self.redis = self._spawn("redis", argv, stdout=subprocess.DEVNULL)
-        self.wait(lambda: redis_server.answers(self.redis_port), REDIS_S_MAX, "Redis to answer")
+        loading = 0
+
+        def answers() -> bool:
+            nonlocal loading
+            try:
+                return bool(self.r.ping())
+            except redis.exceptions.BusyLoadingError:
+                loading += 1
+            except (redis.exceptions.RedisError, OSError):
+                pass
+            return False
+
+        self.wait(answers, REDIS_S_MAX, "Redis to answer")
+        return loading
 
     def _start_venue(self) -> None:
         argv = launch.python(
@@ -139,7 +168,7 @@ class Rig:
         environ = self._environ | {
             "AEGIS_NODE_ID": name,
             "AEGIS_VENUE_URL": f"http://{redis_server.LOOPBACK}:{self.relay.port}",
-            "REDIS_URL": f"redis://{redis_server.LOOPBACK}:{self.proxy.port}/0",
+            "REDIS_URL": f"redis://{redis_server.LOOPBACK}:{self.proxy.ports[name]}/0",
         }
         argv = launch.python("maintenance.chaos_risk", "--points", str(self.points))
         argv += ("--break", self.broken) if self.broken else ()
@@ -261,29 +290,50 @@ class Rig:
             made[symbol] = qty if told.get("side") == "buy" else -qty
         return made
 
+    @property
+    def followed(self) -> tuple[str, ...]:
+        return self.keys.orders, self.keys.decisions, self.keys.dead
+
     def follow(self) -> None:
         """Read on in `orders`, `decisions` and `dead`. Redis may be away: next time."""
         try:
-            for entry_id, row in self._news(self.keys.orders):
-                self.orders.append((entry_id, row))
-                self.decided.add(row["cause"])
-            for _, row in self._news(self.keys.decisions):
-                self.decided.add(row.get("signal", ""))
-            for _, row in self._news(self.keys.dead):
-                self.decided.add(row.get("signal", row.get("id", "")))
+            for key in self.followed:
+                page: list[Entry] = []
+                while not page or len(page) == PAGE:
+                    page = self.r.xrange(key, self.after(key), "+", count=PAGE)
+                    self.take(key, page)
+                    if not page:
+                        break
         except (redis.exceptions.RedisError, OSError):
             return
 
-    def _news(self, key: str) -> list[Entry]:
-        found: list[Entry] = []
-        while True:
-            start = f"({self._tails[key]}" if key in self._tails else "-"
-            page: list[Entry] = self.r.xrange(key, start, "+", count=PAGE)
-            found += page
-            if page:
-                self._tails[key] = page[-1][0]
-            if len(page) < PAGE:
-                return found
+    def after(self, key: str) -> str:
+        """Where to read on."""
+        return f"({self.tails[key]}" if key in self.tails else "-"
+
+    def take(self, key: str, page: list[Entry]) -> None:
+        """Rows of a stream that follow what was read of it before."""
+        for entry_id, row in page:
+            self.tails[key] = entry_id
+            if key == self.keys.orders:
+                self.orders.append((entry_id, row))
+            name = {self.keys.orders: "cause", self.keys.decisions: "signal"}.get(key, "id")
+            self.decided.add(row.get("signal", row.get(name, "")))
+
+    def entry_intended(self, seconds: float) -> bool:
+        """Wait for the record of an entry that is about to be sent; False when none came."""
+        last, end = "$", time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                answer: Any = self.r.xread({self.keys.orders: last}, block=BLOCK_MS)
+            except redis.exceptions.RedisError:
+                return False
+            for _, entries in answer or []:
+                for entry_id, row in entries:
+                    last = entry_id
+                    if (row["leg"], row["state"]) == ("entry", "intent"):
+                        return True
+        return False
 
     def stop_risk(self, name: str, number: int) -> None:
         """SIGSTOP or SIGCONT."""

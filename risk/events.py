@@ -212,6 +212,13 @@ class SnapshotTaken:
 
 
 @dataclass(frozen=True, slots=True)
+class HistoryRead:
+    """What the exchange remembers, before the first snapshot of a holder."""
+
+    history: Any  # history.History
+
+
+@dataclass(frozen=True, slots=True)
 class CommitFailed:
     """`outcome`: stale, disarmed, duplicate (nothing written) or failed (nobody knows)."""
 
@@ -244,6 +251,7 @@ Event = (
     | QuoteSeen
     | MarksSeen
     | SnapshotTaken
+    | HistoryRead
     | CommitFailed
     | Tick
     | Trouble

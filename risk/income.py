@@ -55,6 +55,12 @@ def _begin(state: State, kind: str, now: Now) -> None:
     state.income_ms[kind] = int(now.market_ms) + MARGIN_MS
 
 
+def begin_at(state: State, ms: int) -> None:
+    """Redis had forgotten everything: what was never read is read from this market time on."""
+    for kind in KINDS:
+        state.income_ms.setdefault(kind, ms + MARGIN_MS)
+
+
 def expect(state: State, kind: str, now: Now, out: Effects) -> None:
     """The stream told of money of this kind: read it when the exchange lists it."""
     if kind not in state.income_ms:

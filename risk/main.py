@@ -23,9 +23,10 @@ import config
 import process
 import streams
 from risk.arming import limits_of
+from risk.breakers import HALTED
 from risk.events import Done, Refused, Result
 from risk.exchange import Exchange
-from risk.lease import Lease
+from risk.lease import WEATHER, Lease
 from risk.session import RENEW_MS, Session
 from streams import Keys
 
@@ -67,6 +68,10 @@ class Risk:
         )
         self.exchange.resync = self.sync_clock
         self.run_id = ""  # of the Redis that this process saw last
+        self.epoch_seen = 0  # in it; an epoch never falls unless Redis loses its memory
+        self.halted = False  # as Redis said when it was last known to be whole
+        self.halt_again = False  # it was, and Redis may have forgotten it
+        self.account_world = ""
         self.take_after_ms = 0.0  # boot time; before it the lease is not taken
 
     @asynccontextmanager
@@ -141,11 +146,21 @@ class Risk:
             process.fail(f"the exchange refused our keys: {getattr(told, 'reason', told)}.")
         if body["dualSidePosition"] in (True, "true"):
             process.fail("the account is in hedge mode: switch it to one-way mode to trade here.")
-        world = await self.world()
+        self.account_world = await self.world()
+        while not process.stop:
+            try:
+                await self.claim()
+                return
+            except WEATHER as error:
+                log.warning("redis away at the start error=%s", type(error).__name__)
+                await asyncio.sleep(STANDBY_MS / 1000)
+
+    async def claim(self) -> None:
+        """The keyspace is this account's, or one sentence. Raises what an unwell Redis raises."""
         once = streams.connect(self.cfg.redis_url, 1)
         try:
             await asyncio.to_thread(
-                streams.ensure_identity, once, self.keys, world, clock.wall_ms()
+                streams.ensure_identity, once, self.keys, self.account_world, clock.wall_ms()
             )
         except streams.IdentityError as error:
             process.fail(str(error))
@@ -170,19 +185,26 @@ class Risk:
     async def standby(self) -> int:
         """Wait until the lease is ours; its epoch, or 0 when asked to stop."""
         while not process.stop:
-            pause_ms = STANDBY_MS
+            pause_ms, epoch = STANDBY_MS, streams.FORGOTTEN
             try:
                 await self.look_at_server()
                 asked_ms = boot_ms()
                 if asked_ms >= self.take_after_ms:
                     epoch = await streams.lease_take(
-                        self.redis, self.keys, self.lease.holder, self.cfg.lease_ttl_ms
+                        self.redis,
+                        self.keys,
+                        self.lease.holder,
+                        self.cfg.lease_ttl_ms,
+                        self.epoch_seen,
                     )
-                    if epoch:
+                    if epoch == 0:
+                        self.halt_again = False  # somebody holds: it is told in Redis again
+                    elif epoch != streams.FORGOTTEN:
                         self.lease.renewed(asked_ms)
+                        self.epoch_seen = epoch
                         return epoch
                 pause_ms = await self.lease_left_ms()
-            except (redis.exceptions.RedisError, OSError) as error:
+            except WEATHER as error:
                 log.warning("redis away while standing by error=%s", type(error).__name__)
             await asyncio.sleep(pause_ms / 1000)
         return 0
@@ -196,13 +218,22 @@ class Risk:
         return min(STANDBY_MS, left_ms + 1.0) if left_ms > 0 else STANDBY_MS
 
     async def look_at_server(self) -> None:
-        """A Redis that may have forgotten a lease: its holder must have run out first."""
+        """A Redis that may have forgotten a lease (another one, restarted, rolled back, flushed):
+        its holder must have run out first."""
         told: Any = await self.redis.info("server")
         run_id, ttl_ms = str(told["run_id"]), float(self.cfg.lease_ttl_ms)
-        if run_id == self.run_id:
+        stored = int(await self.redis.get(self.keys.epoch) or 0)
+        fell, self.epoch_seen = stored < self.epoch_seen, stored
+        if run_id == self.run_id and not fell:
+            self.halted = bool(await self.redis.hexists(self.keys.breakers, HALTED))
             return
-        up_ms = float(told["uptime_in_seconds"]) * 1000.0
-        wait_ms = ttl_ms if self.run_id else max(0.0, ttl_ms - up_ms)
+        self.halt_again = self.halt_again or self.halted
+        wait_ms = ttl_ms - float(told["uptime_in_seconds"]) * 1000.0  # no lease is older than that
+        if wait_ms <= 0.0 and (self.run_id or not stored):  # a replica that was promoted, a first
+            wait_ms = ttl_ms  # start, or a moment after a flush
+        if run_id == self.run_id:
+            wait_ms = ttl_ms
+        wait_ms = max(0.0, wait_ms)
         self.run_id, self.take_after_ms = run_id, boot_ms() + wait_ms
 
     async def run(self) -> None:

@@ -28,7 +28,8 @@ FILLS_LATE_MS: Final = 1_000.0  # an execution told by REST; after this its trad
 RESTOP_MS: Final = 200.0  # a stop vanished: the fill that explains it may be on its way
 TARGET_TRIES_MAX: Final = 3  # a missing target costs profit, not safety
 CLOCK_MARGIN_MS: Final = 5_000.0  # market time: our clock may be ahead of the exchange's
-URGENT: Final = frozenset({"naked", "stop passed", "stop rejected"})
+NO_STOP: Final = "stop unknown"  # forgotten by Redis, and none rests at the exchange
+URGENT: Final = frozenset({"naked", "stop passed", "stop rejected", NO_STOP})
 REASONS: Final = {"s": "stop", "t": "target", "c": "emergency", "x": "exit"}
 
 
@@ -105,7 +106,14 @@ def open_position(state: State, entry: Order, ms: int, now: Now, out: Effects) -
     position = state.positions.get(entry.symbol)
     if position is not None:
         return position
-    position = Position(
+    state.positions[entry.symbol] = new_position(entry, ms)
+    protect(state, entry.symbol, now, out)
+    return state.positions[entry.symbol]
+
+
+def new_position(entry: Order, ms: int) -> Position:
+    """The position that an entry's first fill makes, before the fill is counted."""
+    return Position(
         symbol=entry.symbol,
         side=entry.side,
         signal=entry.cause,
@@ -120,9 +128,6 @@ def open_position(state: State, entry: Order, ms: int, now: Now, out: Effects) -
         quiet_price=entry.price,
         quiet_since_ms=ms,
     )
-    state.positions[entry.symbol] = position
-    protect(state, entry.symbol, now, out)
-    return state.positions[entry.symbol]
 
 
 def protect(state: State, symbol: str, now: Now, out: Effects) -> None:
@@ -155,6 +160,9 @@ def _next_revision(state: State, position: Position, leg: str, current: int) -> 
 
 def place_stop(state: State, symbol: str, now: Now, out: Effects) -> None:
     position = state.positions[symbol]
+    if position.stop <= 0:
+        exit_position(state, symbol, NO_STOP, now, out)
+        return
     revision = _next_revision(state, position, orders.STOP_LEG, position.stop_revision)
     order, new = make_leg(state, position, orders.STOP_LEG, revision, now)
     state.positions[symbol] = replace(

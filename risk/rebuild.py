@@ -16,6 +16,12 @@ from risk import breakers, income, orders, portfolio
 from risk.breakers import HALTED, QUARANTINED
 from risk.events import Done
 from risk.exchange import Exchange
+from risk.history import (
+    History,
+    ours,
+    since_ms,
+    symbols_asked,
+)
 from risk.orders import Order
 from risk.reconcile import Snapshot, parse_snapshot
 from risk.state import SEEN_FILLS_MAX, SEEN_MONEY_MAX, State, put_order, remember
@@ -23,6 +29,9 @@ from risk.state import SEEN_FILLS_MAX, SEEN_MONEY_MAX, State, put_order, remembe
 READ_MAX = 5_000  # hashes in one pipeline
 REVISIONS_MAX = 200  # of one leg that are looked for; more were never seen
 TRUTH = ("v2/account", "v3/positionRisk", "v1/openOrders", "v1/openAlgoOrders")
+PAGE = 1_000  # rows of one answer about the past
+PAGES_MAX = 50
+IDS = {"income": "tranId", "userTrades": "id", "allOrders": "orderId", "allAlgoOrders": "algoId"}
 log = logging.getLogger("risk")
 
 
@@ -58,7 +67,9 @@ async def rebuild(r: redis.asyncio.Redis, state: State) -> None:
     state.money = portfolio.money_from_fields(sums)
     for key in await r.zrange(keys.fill_ids, -SEEN_FILLS_MAX, -1):
         remember(state.seen, str(key), None, SEEN_FILLS_MAX)
-    for event_id in await r.zrange(keys.ledger_ids, -SEEN_FILLS_MAX, -1):
+    booked: Any = await r.zrange(keys.ledger_ids, -SEEN_FILLS_MAX, -1, withscores=True)
+    for event_id, ms in booked:
+        state.books_ms = int(ms)
         if str(event_id).startswith(income.PREFIXES):
             remember(state.seen_money, str(event_id), None, SEEN_MONEY_MAX)
     state.income_ms = income.cursors(sums)
@@ -90,6 +101,60 @@ def adopt_order(state: State, order: Order) -> None:
     put_order(state, order)
     if order.exchange_id and not order.algo:
         state.children[order.exchange_id] = order.id
+
+
+async def _pages(
+    exchange: Exchange, name: str, symbol: str, from_ms: int, cursor: tuple[str, str], most: int
+) -> list[dict[str, Any]] | None:
+    """All rows since a time. `cursor` is the field that orders them and the parameter that asks
+    for those from one on. None when the exchange did not answer."""
+    field, parameter = cursor
+    params = {"startTime": str(from_ms), "limit": str(PAGE)} | (
+        {"symbol": symbol} if symbol else {}
+    )
+    rows: dict[str, dict[str, Any]] = {}
+    for _ in range(most):
+        answer = await exchange.fetch("GET", f"/fapi/v1/{name}", params)
+        if not isinstance(answer, Done):
+            log.warning("history not told name=%s answer=%s", name, str(answer)[:80])
+            return None
+        known = len(rows)
+        rows |= {f"{row.get('incomeType', '')}:{row[IDS[name]]}": row for row in answer.body}
+        if len(answer.body) < PAGE or len(rows) == known:
+            break
+        last = max(int(row[field]) for row in answer.body)
+        if parameter != "startTime":
+            params.pop("startTime", None)
+        params[parameter] = str(last)
+    return list(rows.values())
+
+
+async def read_history(
+    exchange: Exchange, r: redis.asyncio.Redis, state: State, market_ms: float
+) -> History | None:
+    """Everything since the last money event that Redis knows; None unless all was answered."""
+    from_ms = since_ms(state, market_ms)
+    income = await _pages(exchange, "income", "", from_ms, ("time", "startTime"), PAGES_MAX)
+    if income is None:
+        return None
+    told: dict[str, list[dict[str, Any]]] = {"userTrades": [], "allOrders": [], "allAlgoOrders": []}
+    for symbol in symbols_asked(state, income):
+        answers = await asyncio.gather(
+            _pages(exchange, "userTrades", symbol, from_ms, ("id", "fromId"), PAGES_MAX),
+            _pages(exchange, "allOrders", symbol, from_ms, ("orderId", "orderId"), PAGES_MAX),
+            _pages(exchange, "allAlgoOrders", symbol, from_ms, ("algoId", "algoId"), 1),
+        )
+        for name, rows in zip(told, answers, strict=True):
+            if rows is None:
+                return None
+            told[name] += rows
+    trades, placed, algos = told.values()
+    known: dict[str, Order] = {}
+    names = [name for name in ours(state, placed, algos) if name not in state.orders]
+    for fields in await _hashes(r, [state.keys.order(name) for name in names]):
+        if fields.get("id"):
+            known[fields["id"]] = orders.from_fields(fields)
+    return History(from_ms, income, trades, placed, algos, known)
 
 
 async def take_snapshot(

@@ -65,7 +65,7 @@ def on_snapshot(state: State, event: SnapshotTaken, now: Now, out: Effects) -> N
     _note_apart(state, apart, snapshot, now, out)
     if event.reason == "snapshot":  # the job asks for each correction; ownership is our own memory
         apart = tuple(action for action in apart if action.name in OWNERSHIP)
-    correct(state, apart, snapshot, now, out)
+    correct(state, apart, event, now, out)
     _take_theirs(state, snapshot)
     if forced:
         state.reconciled = True
@@ -109,14 +109,25 @@ def _take_theirs(state: State, snapshot: Snapshot) -> None:
     }
 
 
+def known(state: State, action: Action) -> bool:
+    """Is it about an order or a position of ours, and no other?"""
+    return action.order in state.orders if action.order else action.symbol in state.positions
+
+
 def correct(
-    state: State, actions: tuple[Action, ...], snapshot: Snapshot, now: Now, out: Effects
+    state: State, actions: tuple[Action, ...], event: SnapshotTaken, now: Now, out: Effects
 ) -> None:
     """Carry the actions out; what moved since the snapshot was begun is left to the next one.
-    One correction is no movement: those of one snapshot go together."""
+    One correction is no movement: those of one snapshot go together. Without a lease that is sure,
+    only those of what we know."""
+    snapshot: Snapshot = event.snapshot
     resting = {r.id: r for r in (*snapshot.orders, *snapshot.algos)}
     moving = {a.symbol for a in actions if _moving(state, a.symbol, snapshot)}
+    sure = now.boot_ms < now.valid_until_ms or event.reason == START
     for action in actions:
+        if not sure and not known(state, action):  # a successor's, whom we cannot hear
+            arm_deadline(state, out, "snap", "", now.boot_ms + AGAIN_MS, earliest=True)
+            continue
         if action.symbol in moving:
             arm_deadline(state, out, "snap", "", now.boot_ms + AGAIN_MS, earliest=True)
             continue

@@ -23,6 +23,7 @@ import process
 import streams
 from risk import journal
 from risk.arming import settings_hash
+from risk.breakers import HALTED
 from risk.budget import take_limits
 from risk.dispatch import Dispatcher
 from risk.events import (
@@ -32,6 +33,7 @@ from risk.events import (
     Done,
     Effect,
     Event,
+    HistoryRead,
     MarksSeen,
     Note,
     Now,
@@ -50,7 +52,7 @@ from risk.events import (
 from risk.gate import Limits
 from risk.instruments import parse_instruments
 from risk.lease import WEATHER, is_weather
-from risk.rebuild import rebuild
+from risk.rebuild import read_history, rebuild
 from risk.recovery import FORCED, START
 from risk.snapshots import Snapshots
 from risk.sockets import Books, Marks, UserStream, keep
@@ -78,7 +80,10 @@ EVENTS_A_TURN: Final = 256  # before the event loop breathes
 SELF_CHECK_MS: Final = 60_000  # two periods of the reconcile job: nobody asked, so ask ourselves
 log = logging.getLogger("risk")
 RULES: Final = ("/fapi/v1/exchangeInfo", "/fapi/v1/leverageBracket")
+STRAYS_MS: Final = 5_000.0  # between two looks for entries that a lost read took
+STRAY_MS: Final = 15_000  # pending for longer than any decision waits
 RETRY_S: Final = 0.2  # between two tries of a write
+HISTORY_WAIT_MS: Final = 5_000.0  # for the exchange to tell what Redis may have forgotten
 
 
 class Session:
@@ -96,8 +101,10 @@ class Session:
         )
         self.inbox: deque[Event] = deque()
         self.ready = asyncio.Event()
-        self.outbox: deque[Commit] = deque()
+        self.outbox: deque[tuple[int, Commit]] = deque()  # each with its number
+        self.numbered = self.confirmed = 0
         self.writable = asyncio.Event()
+        self.doubted = asyncio.Event()  # look at the lease now
         self.over = asyncio.Event()
         self.held_back: list[Event] | None = []  # user-stream frames until the snapshot is in
         self.user_open = asyncio.Event()
@@ -107,7 +114,6 @@ class Session:
         self.snapshots = Snapshots(
             risk.exchange, epoch, (self.boot_ms, risk.market_ms), self.feed, self.spawn
         )
-        self.run_id = ""
         self.tasks: list[asyncio.Task[Any]] = []
         self.commits_dropped = 0
         self.events_dropped = 0
@@ -169,9 +175,10 @@ class Session:
 
     async def open(self) -> None:
         """State from Redis, rules from the exchange, ears open, then the truth."""
+        await self.risk.claim()
         await self.ensure_groups()
         await rebuild(self.redis, self.state)
-        self.run_id = await self.server_run_id()
+        self.remember_halt()
         await self.arm()
         exchange = self.risk.exchange
         while exchange.throttled or not await self.read_rules():
@@ -273,7 +280,8 @@ class Session:
             asyncio.get_running_loop().call_later(HURRY_MS / 1000, self.go_ahead, commit)
         left = self.without_redis(commit) if self.failing else commit
         if left is not None:
-            self.outbox.append(left)
+            self.numbered += 1
+            self.outbox.append((self.numbered, left))
             self.writable.set()
 
     def go_ahead(self, commit: Commit) -> None:
@@ -310,38 +318,54 @@ class Session:
                         self.redis,
                         self.keys,
                         epoch=self.state.epoch,
-                        writes=[streams.Write(c.ops, c.ack, c.armed, c.unless) for c in batch],
+                        writes=[
+                            streams.Write(c.ops, c.ack, c.armed, c.unless, number)
+                            for number, c in batch
+                        ],
+                        confirmed=self.confirmed,
                     )
             except WEATHER as weather:
                 error = weather
             if verdicts and self.failing:
                 self.failing = False
                 self.feed(Trouble("redis was away"))
-            for commit, verdict in zip(batch, verdicts, strict=False):
-                then = self.released(commit)
-                if verdict == "ok":
-                    self.carry_out(then)
-                    continue
-                self.feed(CommitFailed(replace(commit, then=then), verdict))
+            if verdicts == ["forgotten"]:
+                verdicts *= len(batch)  # none of them is written, now or later
+            for (number, commit), verdict in zip(batch, verdicts, strict=False):
+                self.decided(number, commit, verdict)
                 if verdict == "stale":
-                    log.error("a newer holder exists epoch=%d", self.state.epoch)
-                    self.over.set()
                     return
             if error is not None:
                 self.outbox.extendleft(reversed(batch[len(verdicts) + 1 :]))
-                await self.not_written(batch[len(verdicts)], error)
+                await self.not_written(*batch[len(verdicts)], error)
             self.writing = False
 
-    def next_writes(self) -> list[Commit]:
+    def next_writes(self) -> list[tuple[int, Commit]]:
         """What goes to Redis in one script: an entry is always the first of it, see the script."""
         batch = [self.outbox.popleft()]
-        while self.outbox and len(batch) < BATCH_MAX and not self.outbox[0].armed:
+        while self.outbox and len(batch) < BATCH_MAX and not self.outbox[0][1].armed:
             batch.append(self.outbox.popleft())
         return batch
 
-    async def not_written(self, commit: Commit, error: BaseException) -> None:
+    def decided(self, number: int, commit: Commit, verdict: streams.Verdict) -> None:
+        """What follows from one commit's verdict."""
+        then = self.released(commit)
+        if verdict == "ok":
+            self.confirmed = number
+            self.carry_out(then)
+            return
+        lost = verdict in ("forgotten", "late")
+        if lost:  # the exchange is the memory now
+            self.state.forgotten, self.lease.valid_until_ms = True, 0.0
+            self.doubted.set()
+        self.feed(CommitFailed(replace(commit, then=then), "failed" if lost else verdict))
+        if verdict == "stale":
+            log.error("a newer holder exists epoch=%d", self.state.epoch)
+            self.over.set()
+
+    async def not_written(self, number: int, commit: Commit, error: BaseException) -> None:
         """Nobody knows whether it was written. An entry ends here, unsent; every other write is
-        repeated until it stands: its operations bear that, and what it held back is protective."""
+        repeated under its number until it stands, and what it held back is protective."""
         mistake = not is_weather(error)
         if not self.failing or mistake:  # told once; `redis was away` tells the end of it
             log.error(
@@ -351,9 +375,9 @@ class Session:
         self.feed(CommitFailed(replace(commit, then=self.released(commit)), "failed"))
         if mistake:
             return
-        waiting = [left for c in self.outbox if (left := self.without_redis(c)) is not None]
+        waiting = [(n, left) for n, c in self.outbox if (left := self.without_redis(c)) is not None]
         if not commit.armed:
-            waiting.insert(0, replace(commit, then=()))
+            waiting.insert(0, (number, replace(commit, then=())))
         self.outbox = deque(waiting)
         await asyncio.sleep(RETRY_S)
 
@@ -363,10 +387,24 @@ class Session:
         """The user stream is (back) open: hold its frames until a snapshot is taken in."""
         if not self.user_open.is_set():
             self.user_open.set()
-            self.snapshots.ask(Snap(START))
+            self.spawn(self.catch_up())
             return
         self.held_back = self.held_back or []
         self.feed(Trouble("the user stream was away"))
+
+    async def catch_up(self) -> None:
+        """What the exchange remembers and Redis may not comes first, then the truth of now."""
+        exchange, end_ms, told = self.risk.exchange, self.boot_ms() + HISTORY_WAIT_MS, None
+        while told is None and self.boot_ms() < end_ms:
+            await exchange.calm()
+            told = await read_history(exchange, self.redis, self.state, self.risk.market_ms())
+            if told is None:
+                await asyncio.sleep(RETRY_S)
+        if told is None:  # to protect is more urgent than to book
+            log.error("the exchange's history could not be read: the books may lack trades")
+        else:
+            self.feed(HistoryRead(told))
+        self.snapshots.ask(Snap(START))
 
     def pushed(self, frame: dict[str, Any]) -> None:
         self.feed(Pushed(frame))
@@ -393,12 +431,15 @@ class Session:
 
     async def read(self) -> None:
         """Signals and commands; our own pending ones first, and after every connection error."""
-        keys = [self.keys.signals, self.keys.commands]
+        keys, looked_ms = [self.keys.signals, self.keys.commands], self.boot_ms()
         pending: dict[str, str] | None = dict.fromkeys(keys, "0")
         while True:
             while len(self.inbox) >= INBOX_MAX:
                 await asyncio.sleep(TICK_MS / 1000)
             try:
+                if self.boot_ms() - looked_ms >= STRAYS_MS and pending is None and not self.outbox:
+                    looked_ms = self.boot_ms()
+                    pending = dict.fromkeys(keys, "0") if await self.strays(keys) else None
                 entries = await streams.read_group(
                     self.redis,
                     keys,
@@ -413,9 +454,9 @@ class Session:
                     log.warning("redis read failed error=%s", error)
                 await asyncio.sleep(RETRY_S)
                 if "NOGROUP" in str(error):
-                    with contextlib.suppress(*WEATHER):  # the next read tells it again
-                        await self.ensure_groups()
-                if pending is None:
+                    self.feed(Trouble("signals or commands were gone"))
+                    await self.mend_groups()
+                elif pending is None:
                     self.feed(Trouble("redis was away"))
                 pending = dict.fromkeys(keys, "0")
                 continue
@@ -424,15 +465,42 @@ class Session:
             for stream, entry_id, fields in entries:
                 if pending is not None:
                     pending[stream] = entry_id
-                made = SignalRead if stream == self.keys.signals else CommandRead
-                self.feed(made(entry_id, fields))
+                if stream == self.keys.signals:
+                    self.feed(SignalRead(entry_id, fields))
+                elif not await self.answered(entry_id, fields):
+                    self.feed(CommandRead(entry_id, fields))
 
-    async def server_run_id(self) -> str:
-        told: Any = await self.redis.info("server")
-        return str(told["run_id"])
+    async def mend_groups(self) -> None:
+        """Somebody deleted a stream or its group: told, and made again from its beginning. What is
+        read twice is known by its id or older than the last reconciliation."""
+        text = "signals or commands were gone with what nobody had read: made again"
+        log.error(text)
+        self.queue(Commit(tuple(journal.journal_ops(self.state, "ERROR", text, self.now()))))
+        with contextlib.suppress(*WEATHER):  # the next read tells it again
+            await self.ensure_groups()
+
+    async def answered(self, entry_id: str, fields: dict[str, str]) -> bool:
+        """A command that was carried out before its stream was read anew: only acknowledged."""
+        try:
+            known = await self.redis.hexists(self.keys.replies, fields.get("id") or entry_id)
+            if known:
+                await self.redis.xack(self.keys.commands, self.cfg.account, entry_id)
+        except WEATHER:
+            return False  # carried out once more, as after any lost acknowledgement
+        return bool(known)
+
+    async def strays(self, keys: list[str]) -> bool:
+        """Is anything ours for longer than work takes? A late read gave it to nobody."""
+        for key in keys:
+            if await self.redis.xpending_range(
+                key, self.cfg.account, "-", "+", 1, CONSUMER, idle=STRAY_MS
+            ):
+                log.warning("entries were given to nobody key=%s: read again", key)
+                return True
+        return False
 
     async def keep_lease(self) -> None:
-        """Renew each second; a lease that is no longer ours ends the session."""
+        """Renew each second; ends the session when it has to give way to another or a new one."""
         while True:
             asked_ms = self.boot_ms()
             try:
@@ -440,28 +508,56 @@ class Session:
                     ours = await streams.lease_renew(
                         self.redis, self.keys, self.lease.holder, self.cfg.lease_ttl_ms
                     )
-                    if not ours:
-                        log.error("lease lost epoch=%d", self.state.epoch)
+                    if ours and not self.state.forgotten:
+                        self.lease.renewed(asked_ms)
+                async with asyncio.timeout(RENEW_MS / 1000):
+                    if await self.look_at_lease(ours):
                         self.over.set()
                         return
-                    self.lease.renewed(asked_ms)
-                    await self.look_at_redis()
+                    await self.look_at_armed()
             except WEATHER as error:
                 log.warning("lease not renewed error=%s", type(error).__name__)
-            await asyncio.sleep(max(0.05, (asked_ms + RENEW_MS - self.boot_ms()) / 1000))
+            again_ms = asked_ms + RENEW_MS
+            if self.state.forgotten:
+                again_ms = min(again_ms, self.risk.take_after_ms)
+            self.doubted.clear()
+            with contextlib.suppress(TimeoutError):
+                pause_s = max(0.05, (again_ms - self.boot_ms()) / 1000)
+                await asyncio.wait_for(self.doubted.wait(), pause_s)
 
-    async def look_at_redis(self) -> None:
-        """Is it the same server, and may we enter?"""
-        run_id = await self.server_run_id()
-        if self.run_id and run_id != self.run_id:
-            self.state.entries_after_ms = self.boot_ms() + self.cfg.lease_ttl_ms
-            self.feed(Trouble("redis restarted"))
-        self.run_id = self.risk.run_id = run_id
-        if self.state.to_arm:
-            await self.arm()
-        await self.look_at_armed()
+    async def look_at_lease(self, ours: bool) -> bool:
+        """Is this session over? At once where a successor's epoch stands. A Redis that restarted or
+        lost its memory is given one lease: nobody enters meanwhile, what reduces risk goes on, and
+        then a new session asks the exchange what Redis may have forgotten."""
+        await self.risk.look_at_server()
+        state = self.state
+        if self.risk.epoch_seen > state.epoch:
+            log.error("lease lost to a successor epoch=%d", state.epoch)
+            return True
+        waits = self.boot_ms() < self.risk.take_after_ms
+        if waits and not state.forgotten:
+            log.error("redis restarted or lost its memory epoch=%d", state.epoch)
+            state.forgotten, self.lease.valid_until_ms = True, 0.0
+        if not ours and not waits and not state.forgotten:
+            log.error("lease lost epoch=%d", state.epoch)
+            return True
+        return state.forgotten and not waits
+
+    def remember_halt(self) -> None:
+        """A halt stands, also one that Redis forgot under this process's eyes."""
+        if self.risk.halt_again and not self.state.halted:
+            self.state.halted = True
+            told = {HALTED: str(clock.wall_ms())}
+            self.queue(Commit((("hset", self.keys.breakers, told),), "halt"))
+        self.risk.halt_again = False
 
     async def look_at_armed(self) -> None:
+        """May we enter?"""
+        if self.state.to_arm:
+            await self.arm()
+        await self.read_armed()
+
+    async def read_armed(self) -> None:
         told = await self.redis.get(self.keys.armed)
         if self.cfg.mode == "live":
             self.state.armed = told == settings_hash(self.state.limits, self.cfg.account)
@@ -478,7 +574,7 @@ class Session:
             except redis.exceptions.OutOfMemoryError:
                 log.error("redis is full: not armed")
                 self.state.to_arm = True  # once more at the next look
-        await self.look_at_armed()
+        await self.read_armed()
 
     # --- housekeeping ---
 

@@ -77,6 +77,7 @@ class State:
     seen: dict[str, None] = field(default_factory=dict)  # fills counted
     seen_money: dict[str, None] = field(default_factory=dict)  # money events counted
     income_ms: dict[str, int] = field(default_factory=dict)  # by kind: market time read up to
+    books_ms: int = 0  # market time of the last money event in Redis at the start; 0: none
     prepared: dict[str, int] = field(default_factory=dict)  # leverage verified, margin isolated
     # permission
     armed: bool = False
@@ -84,7 +85,7 @@ class State:
     to_arm: bool = False  # resumed: the shell arms again, where modes arm themselves
     stopping: bool = False
     reconciled: bool = False
-    entries_after_ms: float = 0.0  # boot time: after Redis lost its memory, one TTL of quiet
+    forgotten: bool = False  # Redis restarted or lost its memory: a new session begins soon
     since_ms: float = 0.0  # market time: older signals are missed
     tally: Tally = field(default_factory=Tally)
     tally_written: dict[str, str] = field(default_factory=dict)
@@ -232,8 +233,8 @@ def blocked(state: State, now: Now) -> str:
         return "stopping"
     if not state.reconciled:
         return "not reconciled"
-    if now.boot_ms < state.entries_after_ms:
-        return "waiting one lease after a restart of Redis"
+    if state.forgotten:
+        return "Redis restarted or lost its memory: waiting one lease"
     return ""
 
 

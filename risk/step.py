@@ -11,7 +11,7 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Final
 
-from risk import entries, guard, income, orders, protect, pushes, recovery, replies
+from risk import entries, guard, history, income, orders, protect, pushes, recovery, replies
 from risk.commands import on_command
 from risk.entries import PLACE_WAIT_MS, WAIT_MS
 from risk.events import (
@@ -20,6 +20,7 @@ from risk.events import (
     Effect,
     Effects,
     Event,
+    HistoryRead,
     MarksSeen,
     Note,
     Now,
@@ -71,6 +72,8 @@ def step(state: State, event: Event, now: Now) -> list[Effect]:
         on_command(state, event, now, out)
     elif isinstance(event, SnapshotTaken):
         recovery.on_snapshot(state, event, now, out)
+    elif isinstance(event, HistoryRead):
+        history.on_history(state, event, now, out)
     elif isinstance(event, CommitFailed):
         on_commit_failed(state, event, now, out)
     elif isinstance(event, Trouble):
@@ -112,8 +115,10 @@ def on_marks(state: State, event: MarksSeen, now: Now, out: Effects) -> None:
 
 
 def check_time_exits(state: State, now: Now, out: Effects) -> None:
-    """Maximum hold and stagnation, in market time."""
+    """Maximum hold and stagnation, in market time; not of what the exchange was not asked about."""
     limits = state.limits
+    if not state.last_reconcile_ms:
+        return
     for position in list(state.positions.values()):
         if position.exit_reason or position.qty <= 0:
             continue

@@ -97,6 +97,7 @@ class Desk:
         self.quote_all()
         self.state.money = Money(wallet=Decimal("10000"))
         self.state.armed = self.state.reconciled = True
+        self.state.last_reconcile_ms = MARKET_MS
 
     def quote_all(self, bid: str = "999.9", ask: str = "1000") -> None:
         for symbol in self.symbols:

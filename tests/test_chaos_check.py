@@ -70,6 +70,12 @@ def set_up(ledger: Ledger, symbol: str = "BTCUSDT") -> None:
     ledger.add("leverage", symbol=symbol, value=3)
 
 
+BOOKED = [
+    {"id": f"{kind}:BTCUSDT:{trade}", "kind": kind, "amount": amount}
+    for kind, trade, amount in (("fee", 1, "-0.05"), ("fee", 2, "-0.05"), ("realised", 2, "-10"))
+]
+
+
 def good() -> Evidence:
     """One round trip, recorded as it should be."""
     ledger = Ledger()
@@ -93,6 +99,10 @@ def good() -> Evidence:
         held={"BTCUSDT": Decimal(1)},
         held_there={"BTCUSDT": Decimal(1)},
         positions={},
+        forgotten=frozenset(),
+        lost_signals=frozenset(),
+        booked=BOOKED,
+        book_sums={"fee": Decimal("-0.1"), "realised": Decimal(-10), "funding": Decimal(0)},
         open_ids=frozenset(),
         open_there=frozenset(),
         pending={"signals": 0, "commands": 0},
@@ -162,6 +172,29 @@ def other_wallet(e: Evidence) -> Evidence:
 def other_balance(e: Evidence) -> Evidence:
     trade = dict(e.ledger[-1], balance_after="1")
     return replace(e, ledger=[*e.ledger[:-1], trade])
+
+
+def fee_missing(e: Evidence) -> Evidence:
+    return replace(e, booked=BOOKED[1:])
+
+
+def profit_twice(e: Evidence) -> Evidence:
+    return replace(e, booked=[*BOOKED, BOOKED[2]])
+
+
+def other_fee(e: Evidence) -> Evidence:
+    return replace(e, booked=[BOOKED[0] | {"amount": "-0.06"}, *BOOKED[1:]])
+
+
+def unbooked_funding(e: Evidence) -> Evidence:
+    paid = {"type": "funding", "symbol": "BTCUSDT", "amount": "-0.5", "wall_ms": 1}
+    ledger = [*e.ledger, paid | {"seq": len(e.ledger) + 1}]
+    assert e.wallet is not None
+    return replace(e, ledger=ledger, wallet=e.wallet - Decimal("0.5"))
+
+
+def other_sum(e: Evidence) -> Evidence:
+    return replace(e, book_sums={**e.book_sums, "fee": Decimal("-0.11")})
 
 
 def epoch_falls(e: Evidence) -> Evidence:
@@ -242,6 +275,11 @@ CASES: list[tuple[str, Callable[[Evidence], Evidence]]] = [
     ("positions agree", other_at_rest),
     ("wallet agrees", other_wallet),
     ("wallet agrees", other_balance),
+    ("ledger agrees", fee_missing),
+    ("ledger agrees", profit_twice),
+    ("ledger agrees", other_fee),
+    ("ledger agrees", unbooked_funding),
+    ("ledger agrees", other_sum),
     ("epochs rise", epoch_falls),
     ("nothing pending", left_pending),
     ("signals decided", forgotten_signal),
@@ -279,6 +317,32 @@ def test_a_fill_overrides_an_end_that_was_only_inferred() -> None:
     assert not chaos_check.intents_end_once(replace(e, orders=silent))
     swapped = [row(name, "intent", 0), row(name, "filled", 1), row(name, "rejected", 2)]
     assert chaos_check.intents_end_once(replace(e, orders=swapped))
+
+
+# --- what Redis was made to lose ---
+
+
+def test_an_intent_that_redis_forgot_whole_and_the_exchange_never_saw_need_not_end() -> None:
+    e = good()
+    lost = replace(e, orders=[*e.orders, row("agx", "intent", 2_000_000)])
+    assert chaos_check.intents_end_once(lost) == ["order agx ends as intent"]
+    forgotten = frozenset({"2000000-0"})
+    assert not chaos_check.intents_end_once(replace(lost, forgotten=forgotten))
+
+
+def test_an_intent_that_redis_still_has_or_the_exchange_saw_ends_all_the_same() -> None:
+    e = good()
+    half = replace(e, orders=[*e.orders, row("agx", "intent", 2_000_000), row("agx", "sent", 3)])
+    assert chaos_check.intents_end_once(replace(half, forgotten=frozenset({"3-0"})))
+    stop = cid("s", CAUSE)
+    seen = replace(e, orders=[one for one in e.orders if one[1]["id"] != stop])
+    seen = replace(seen, orders=[*seen.orders, row(stop, "acked", 4, "stop")])
+    assert chaos_check.intents_end_once(replace(seen, forgotten=frozenset({"4-0"})))
+
+
+def test_only_the_signals_that_redis_was_made_to_lose_need_no_decision() -> None:
+    e = replace(good(), signals=frozenset({"s1", "s2", "s3"}), lost_signals=frozenset({"s2"}))
+    assert chaos_check.signals_decided(e) == ["signal s3 was never decided"]
 
 
 # --- time without a stop ---

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from redis_writes import commit
 from risk_desk import KEYS, Desk, cancels, sends
 
 import streams
@@ -309,10 +310,7 @@ def test_without_fence_a_former_holder_writes(
             await streams.lease_drop(r, KEYS, "one")
             await streams.lease_take(r, KEYS, "two", 3_000)
             ops = [("hset", KEYS.portfolio, {"equity": "1"})]
-            write = streams.Write(tuple(ops))
-            verdicts, error = await streams.commit(r, KEYS, epoch=old, writes=[write])
-            assert error is None
-            return verdicts[0]
+            return await commit(r, old, ops)
         finally:
             await r.aclose()
 

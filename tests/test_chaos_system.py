@@ -18,6 +18,11 @@ PLAN = [
     Step(4, "redis_kill", 0.5, 0.3, {}),
     Step(5, "cancel_stop", 0.5, 0.0, {}),
 ]
+LOSSES = [
+    Step(1, "redis_rollback", 1.0, 0.3, {"seconds": 1.5, "kill": True}),
+    Step(2, "redis_flush", 0.5, 0.0, {"kill": False}, after_intent_ms=10.0),
+    Step(3, "partition_holder", 0.5, 4.0, {}, after_intent_ms=5.0),
+]
 
 
 def test_a_small_plan_bites_and_violates_nothing(tmp_path: Path) -> None:
@@ -26,3 +31,10 @@ def test_a_small_plan_bites_and_violates_nothing(tmp_path: Path) -> None:
     assert told["faults_missed"] == {} and told["faults_bit"] == len(PLAN)
     assert told["fills"] > 0 and told["positions_equal"] and told["balance_equal"]
     assert told["takeover_ms_max"] > 0
+
+
+def test_a_redis_that_loses_its_memory_or_its_holder_costs_no_money(tmp_path: Path) -> None:
+    told = chaos.run_chaos(tmp_path / "chaos", 12, LOSSES, 120.0, tell=False)
+    assert told["told"] == {} and told["violations"] == 0
+    assert told["faults_missed"] == {} and told["faults_bit"] == len(LOSSES)
+    assert told["fills"] > 0 and told["positions_equal"] and told["balance_equal"]

@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from redis_writes import commit
 from risk_desk import KEYS, Desk, ops
 from test_risk_reconcile import snapshot
 
@@ -164,7 +165,7 @@ def test_what_was_counted_is_known_after_a_restart(redis_url: str) -> None:
     async def work() -> State:
         r = streams.connect_async(redis_url)
         await r.set(KEYS.epoch, "1")
-        assert await streams.commit(r, KEYS, epoch=1, ops=written) == "ok"
+        assert await commit(r, 1, written) == "ok"
         made = State(KEYS, desk.state.prefix, "main", epoch=2)
         await rebuild(r, made)
         await r.aclose()

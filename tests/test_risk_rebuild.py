@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from redis_writes import commit
 from risk_desk import KEYS, Desk, sends
 
 import streams
@@ -44,7 +45,7 @@ def test_an_id_of_a_leg_that_came_and_went_is_not_used_again(
     async def work() -> State:
         r = streams.connect_async(redis_url)
         await r.set(KEYS.epoch, "1")
-        assert await streams.commit(r, KEYS, epoch=1, ops=ops) == "ok"
+        assert await commit(r, 1, ops) == "ok"
         state = State(KEYS, before.state.prefix, "main", epoch=2)
         await rebuild(r, state)
         await r.aclose()

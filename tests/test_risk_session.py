@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import redis.exceptions
+from redis_writes import commit
 from risk_desk import KEYS, Desk, sends
 
 import process
@@ -30,6 +31,8 @@ def make_session(r: Any = None) -> Session:
     )
     risk.market = SimpleNamespace(speed=1.0)
     risk.market_ms = lambda: 0.0
+    risk.epoch_seen, risk.take_after_ms, risk.halt_again = 1, 0.0, False
+    risk.market = SimpleNamespace(speed=1.0)
     return Session(risk, 1, Limits())
 
 
@@ -98,7 +101,7 @@ def test_an_entry_opens_its_script_and_others_follow_in_order() -> None:
         held.queue(made)
     batches = []
     while held.outbox:
-        batches.append(held.next_writes())
+        batches.append([made for _, made in held.next_writes()])
     assert batches[:2] == [[record, record], [entry, record]]
     assert [len(batch) for batch in batches] == [2, 2, session.BATCH_MAX, 1]
 
@@ -215,7 +218,7 @@ def test_opening_on_a_full_redis_is_not_armed_and_goes_on(redis_url: str) -> Non
             await held.arm()
             assert not held.state.armed
             await r.config_set("maxmemory", 0)
-            await held.look_at_redis()
+            await held.look_at_armed()
             assert held.state.armed
         finally:
             await r.config_set("maxmemory", 0)
@@ -239,9 +242,7 @@ def test_a_resume_arms_again_however_soon_it_follows_the_halt(
             fields = {"name": name, "id": name}
             for effect in step(held.state, CommandRead("1-0", fields), held.now()):
                 if isinstance(effect, Commit):
-                    write = streams.Write(effect.ops)
-                    told = await streams.commit(r, KEYS, epoch=1, writes=[write])
-                    assert told == (["ok"], None)
+                    assert await commit(r, 1, effect.ops) == "ok"
 
         await command("halt")
         for _ in range(looks_between):
@@ -284,29 +285,50 @@ class Server:
     """A Redis that tells who it is and for how long."""
 
     def __init__(self) -> None:
-        self.run_id, self.up_s = "a", 1_000
+        self.run_id, self.up_s, self.epoch = "a", 1_000, 7
 
     async def info(self, section: str) -> dict[str, Any]:
         return {"run_id": self.run_id, "uptime_in_seconds": self.up_s}
 
+    async def get(self, key: str) -> str | None:
+        assert key == KEYS.epoch
+        return str(self.epoch) if self.epoch else None
+
+    async def hexists(self, key: str, field: str) -> bool:
+        return False
+
+
+def looking(server: Any) -> Any:
+    """What of a Risk looks at its server."""
+    risk = SimpleNamespace(redis=server, cfg=SimpleNamespace(lease_ttl_ms=3_000), keys=KEYS)
+    risk.run_id, risk.take_after_ms, risk.epoch_seen = "", 0.0, 0
+    risk.halted = risk.halt_again = False
+    return risk
+
 
 @pytest.mark.parametrize(
-    ("up_s", "then", "wait_ms"),
-    [(1_000, "a", 0), (3, "a", 0), (1, "a", 2_000), (0, "a", 3_000), (1_000, "b", 3_000)],
+    ("up_s", "then", "then_s", "wait_ms"),
+    [
+        (1_000, "a", 1_000, 0),
+        (3, "a", 3, 0),
+        (1, "a", 1, 2_000),
+        (0, "a", 0, 3_000),
+        (1_000, "b", 1_000, 3_000),  # another server, and nobody knows since when
+        (1_000, "b", 1, 2_000),  # started again: who held before has run out by that much
+        (1_000, "b", 0, 3_000),
+    ],
 )
 def test_a_redis_that_may_have_forgotten_a_lease_is_given_one_ttl(
-    monkeypatch: pytest.MonkeyPatch, up_s: int, then: str, wait_ms: float
+    monkeypatch: pytest.MonkeyPatch, up_s: int, then: str, then_s: int, wait_ms: float
 ) -> None:
     server: Any = Server()
-    risk: Any = SimpleNamespace(
-        redis=server, cfg=SimpleNamespace(lease_ttl_ms=3_000), run_id="", take_after_ms=0.0
-    )
+    risk = looking(server)
     monkeypatch.setattr("risk.main.boot_ms", lambda: 50_000.0)
 
     async def work() -> None:
         server.up_s = up_s
         await Risk.look_at_server(risk)
-        server.run_id = then
+        server.run_id, server.up_s = then, then_s
         await Risk.look_at_server(risk)
         after_ms = risk.take_after_ms
         await Risk.look_at_server(risk)  # the same one again: no further pause
@@ -343,6 +365,7 @@ def test_a_full_redis_that_knows_us_lets_us_start_and_an_empty_one_does_not(
 
     risk: Any = SimpleNamespace(cfg=SimpleNamespace(redis_url=redis_url), keys=KEYS, world=world)
     risk.exchange = SimpleNamespace(fetch=fetch)
+    risk.claim = lambda: Risk.claim(risk)
     r = streams.connect(redis_url)
     try:
         r.config_set("maxmemory", 1)

@@ -23,6 +23,9 @@ def waiting(r: Any) -> Any:
         cfg=SimpleNamespace(lease_ttl_ms=3_000),
         lease=Lease("me", 3_000),
         run_id="",
+        epoch_seen=0,
+        halted=False,
+        halt_again=False,
         take_after_ms=0.0,
     )
     risk.look_at_server = lambda: Risk.look_at_server(risk)

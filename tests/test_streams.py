@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 import pytest
 import redis
 import redis.asyncio
+from redis_writes import commit
 
 import streams
 from risk.lease import is_weather
@@ -28,22 +29,6 @@ def run(url: str, body: Callable[[redis.asyncio.Redis], Awaitable[None]]) -> Non
             await r.aclose()
 
     asyncio.run(main())
-
-
-async def commit(
-    r: redis.asyncio.Redis,
-    epoch: int,
-    ops: Sequence[streams.Op],
-    ack: tuple[str, str, str] | None = None,
-    armed: bool = False,
-    unless: tuple[str, ...] = (),
-) -> str:
-    """One commit's verdict; raises what stopped it."""
-    write = streams.Write(tuple(ops), ack, armed, unless)
-    verdicts, error = await streams.commit(r, KEYS, epoch=epoch, writes=[write])
-    if error is not None:
-        raise error
-    return verdicts[0]
 
 
 def test_a_commit_writes_all_of_its_operations(redis_url: str) -> None:
@@ -428,3 +413,79 @@ def test_streams_at_their_bound_fit_a_small_plan(redis_url: str) -> None:
         total += usage * stream.entries_max // sample
     assert total < 20_000_000, total
     r.close()
+
+
+def test_a_numbered_commit_stands_once_and_a_late_one_not_at_all(redis_url: str) -> None:
+    async def body(r: redis.asyncio.Redis) -> None:
+        epoch = await streams.lease_take(r, KEYS, "me", 3000)
+
+        await r.set(KEYS.armed, "yes")
+
+        async def one(number: int, confirmed: int = 0, armed: bool = False) -> str:
+            ops = [("xadd", KEYS.orders, {"n": str(number)})]
+            return await commit(r, epoch, ops, armed=armed, number=number, confirmed=confirmed)
+
+        assert [await one(1), await one(1), await one(3, 1, True)] == ["ok"] * 3
+        assert await one(2, 1) == "ok"  # written before, or held up on its way: not now
+        assert await one(2, 1, True) == await one(3, 1, True) == "late"
+        assert [row["n"] for _, row in await r.xrange(KEYS.orders)] == ["1", "3"]
+
+    run(redis_url, body)
+
+
+def test_of_a_script_whose_reply_was_lost_only_what_did_not_stand_is_written(
+    redis_url: str,
+) -> None:
+    async def body(r: redis.asyncio.Redis) -> None:
+        epoch = await streams.lease_take(r, KEYS, "me", 3000)
+        writes = [
+            streams.Write((("xadd", KEYS.orders, {"n": str(n)}),), number=n) for n in range(1, 5)
+        ]
+        told = await streams.commit(r, KEYS, epoch=epoch, writes=writes[:3])
+        assert told == (["ok"] * 3, None)
+        told = await streams.commit(r, KEYS, epoch=epoch, writes=writes)  # once more, and one new
+        assert told == (["ok"] * 4, None)
+        assert [row["n"] for _, row in await r.xrange(KEYS.orders)] == ["1", "2", "3", "4"]
+        bad = streams.Write((("sadd", KEYS.orders, "x"),), number=6)
+        five, seven = (
+            streams.Write((("xadd", KEYS.orders, {"n": str(n)}),), number=n) for n in (5, 7)
+        )
+        told = await streams.commit(r, KEYS, epoch=epoch, writes=[five, bad, seven], confirmed=4)
+        assert told[0] == ["ok"] and told[1] is not None
+        assert await r.get(KEYS.written) == f"{epoch}:5"
+
+    run(redis_url, body)
+
+
+def test_a_redis_that_forgot_a_confirmed_commit_or_the_epoch_takes_no_more(redis_url: str) -> None:
+    async def body(r: redis.asyncio.Redis) -> None:
+        epoch = await streams.lease_take(r, KEYS, "me", 3000)
+        ops = [("xadd", KEYS.orders, {"state": "intent"})]
+
+        async def one(number: int, confirmed: int) -> str:
+            return await commit(r, epoch, ops, number=number, confirmed=confirmed)
+
+        assert [await one(1, 0), await one(2, 1)] == ["ok", "ok"]
+        await r.set(KEYS.written, f"{epoch}:1")  # as an older file has it
+        assert await one(3, 2) == "forgotten"
+        await r.set(KEYS.written, f"{epoch}:2")
+        assert await one(3, 2) == "ok"
+        await r.set(KEYS.epoch, str(epoch - 1))
+        assert await one(4, 3) == "forgotten"
+        await r.flushall()
+        assert await one(4, 3) == "forgotten"
+        assert await r.xlen(KEYS.orders) == 0
+
+    run(redis_url, body)
+
+
+def test_a_lease_is_not_taken_where_an_epoch_once_seen_is_forgotten(redis_url: str) -> None:
+    async def body(r: redis.asyncio.Redis) -> None:
+        seen = await streams.lease_take(r, KEYS, "me", 3000)
+        assert await streams.lease_take(r, KEYS, "you", 3000, seen) == 0
+        await r.flushall()
+        assert await streams.lease_take(r, KEYS, "you", 3000, seen) == streams.FORGOTTEN
+        assert await r.exists(KEYS.lease, KEYS.epoch) == 0
+        assert await streams.lease_take(r, KEYS, "you", 3000) > 0
+
+    run(redis_url, body)
