@@ -200,7 +200,7 @@ def test_each_point_is_a_kind_of_fault_of_its_own() -> None:
 
 
 def test_kinds_are_chosen_by_how_they_begin() -> None:
-    assert chaos_plan.kinds_of("redis,kill_h") == ("redis_kill", "kill_holder")
+    assert chaos_plan.kinds_of("redis_k,kill_h") == ("redis_kill", "kill_holder")
     assert chaos_plan.kinds_of("crash") == chaos_plan.CRASH_KINDS
     assert chaos_plan.kinds_of("nothing") == chaos_plan.kinds_of("crash,") == ()
 
