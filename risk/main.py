@@ -26,6 +26,7 @@ from risk.arming import limits_of
 from risk.events import Done, Refused, Result
 from risk.exchange import Exchange
 from risk.lease import Lease
+from risk.ready import Ready
 from risk.session import RENEW_MS, Session
 from streams import Keys
 
@@ -66,6 +67,7 @@ class Risk:
             lambda: self.market.speed,
         )
         self.exchange.resync = self.sync_clock
+        self.ready = Ready(self.exchange, cfg.ws_url)
         self.run_id = ""  # of the Redis that this process saw last
         self.take_after_ms = 0.0  # boot time; before it the lease is not taken
 
@@ -209,6 +211,8 @@ class Risk:
         """Standby, hold, and again, until a signal ends it."""
         async with self.beating():
             await self.start()
+        if not process.stop:
+            self.ready.start(self.market.speed)
         while not process.stop:
             async with self.beating():
                 epoch = await self.standby()
@@ -216,6 +220,7 @@ class Risk:
                 session = Session(self, epoch, limits_of(self.cfg))
                 await session.run()
                 log.warning("session ended epoch=%d stopped=%s", epoch, bool(process.stop))
+        await self.ready.close()
         await self.exchange.close()
         await self.redis.aclose()
 
