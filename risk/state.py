@@ -64,6 +64,7 @@ class State:
     halted: bool = False
     to_arm: bool = False  # resumed: the shell arms again, where modes arm themselves
     stopping: bool = False
+    hedged: bool = False  # somebody switched the position mode; asked again until it is ours
     reconciled: bool = False
     entries_after_ms: float = 0.0  # boot time: after Redis lost its memory, one TTL of quiet
     since_ms: float = 0.0  # market time: older signals are missed
@@ -169,6 +170,8 @@ def blocked(state: State, now: Now) -> str:
         return "stopping"
     if not state.reconciled:
         return "not reconciled"
+    if state.hedged:
+        return "the account is in hedge mode: switch it to one-way mode"
     if now.boot_ms < state.entries_after_ms:
         return "waiting one lease after a restart of Redis"
     return ""

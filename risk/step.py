@@ -40,6 +40,7 @@ from risk.portfolio import Position
 from risk.state import State, unprepare
 
 STAGNATION_SHARE: Final = Decimal("0.001")  # +-0.1 %
+MODE_MS: Final = 5_000.0  # between two questions for the position mode, of weight 30 each
 TRIES_MAX: Final = 4_000  # counters of back-off; those of nothing due are forgotten
 PASSIVE: Final = frozenset({"surely"})  # deadlines that are only compared with
 ENTRY_PURPOSES: Final = frozenset({"quote", "mark", "margin", "leverage"})
@@ -249,7 +250,14 @@ def _due_snap(state: State, key: str, now: Now, out: Effects) -> None:
     out.add(Snap("again"))
 
 
+def _due_mode(state: State, key: str, now: Now, out: Effects) -> None:
+    """Somebody switched the position mode: has it been switched back?"""
+    out.add(orders.mode_request())
+    protect.arm_deadline(state, out, "mode", "", now.boot_ms + MODE_MS)
+
+
 _DUE: Final = {
+    "mode": _due_mode,
     "snap": _due_snap,
     "naked": _due_naked,
     "stop": _due_stop,
