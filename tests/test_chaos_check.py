@@ -124,7 +124,7 @@ def good() -> Evidence:
         naked_ms_max=1_000,
         naked_ms_max_over_all=4_500,
         foreign=[("ETHUSDT", start_ms, start_ms + 60_000)],
-        takeovers=[("kill_holder", 3_400)],
+        takeovers=[("kill_holder", 5_000)],
         takeover_ms_max=5_000,
     )
 

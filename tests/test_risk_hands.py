@@ -65,11 +65,11 @@ def test_an_order_of_ours_or_on_what_is_ours_makes_nothing_foreign() -> None:
     order(desk, "NEW", f"ag{desk.state.prefix}AAAAAAAAAAAAAAAAe0")
     assert not desk.state.foreign
     desk.signal()  # an entry is on its way
-    order(desk, "NEW")
-    assert not desk.state.foreign
     desk.open("ETHUSDT")
-    order(desk, "NEW", symbol="ETHUSDT")
-    assert not desk.state.foreign
+    desk.state.touched.clear()
+    for symbol in (SYMBOL, "ETHUSDT"):
+        assert not snaps(order(desk, "NEW", symbol=symbol))
+        assert not desk.state.foreign
 
 
 @pytest.mark.parametrize(("after_ms", "told"), [(4_999, False), (5_000, True), (5_001, True)])
