@@ -18,6 +18,7 @@ from maintenance.redis_server import LOOPBACK
 
 CHUNK_BYTES: Final = 1 << 16
 CALL_S_MAX: Final = 10.0  # for the relay's thread to answer
+FLUSH_S: Final = 2.0  # for the last bytes of a connection to leave
 EVERYTHING: Final = "/"
 
 
@@ -91,8 +92,10 @@ class Relay:
             await asyncio.gather(
                 self._pass_on(path, reader, back, first), self._pass_on(path, answers, writer)
             )
-        except OSError:
-            pass  # the exchange is away: so are we
+            async with asyncio.timeout(FLUSH_S):
+                await asyncio.gather(back.wait_closed(), writer.wait_closed())
+        except (OSError, TimeoutError):
+            pass  # one side is away: so are we
         finally:
             for side in (writer, back):
                 if side is not None:

@@ -27,6 +27,7 @@ from risk.breakers import HALTED
 from risk.events import Done, Refused, Result
 from risk.exchange import Exchange
 from risk.lease import WEATHER, Lease
+from risk.ready import Ready
 from risk.session import RENEW_MS, Session
 from streams import Keys
 
@@ -67,6 +68,7 @@ class Risk:
             lambda: self.market.speed,
         )
         self.exchange.resync = self.sync_clock
+        self.ready = Ready(self.exchange, cfg.ws_url)
         self.run_id = ""  # of the Redis that this process saw last
         self.epoch_seen = 0  # in it; an epoch never falls unless Redis loses its memory
         self.halted = False  # as Redis said when it was last known to be whole
@@ -240,6 +242,8 @@ class Risk:
         """Standby, hold, and again, until a signal ends it."""
         async with self.beating():
             await self.start()
+        if not process.stop:
+            self.ready.start(self.market.speed)
         while not process.stop:
             async with self.beating():
                 epoch = await self.standby()
@@ -247,6 +251,7 @@ class Risk:
                 session = Session(self, epoch, limits_of(self.cfg))
                 await session.run()
                 log.warning("session ended epoch=%d stopped=%s", epoch, bool(process.stop))
+        await self.ready.close()
         await self.exchange.close()
         await self.redis.aclose()
 

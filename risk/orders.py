@@ -290,6 +290,11 @@ def trades_request(symbol: str, since_ms: int, purpose: str = "trades") -> Query
     )
 
 
+def mode_request() -> Query:
+    """One-way or hedge?"""
+    return Query("GET", "/fapi/v1/positionSide/dual", {}, "", "mode", RECONCILE)
+
+
 def position_request(symbol: str) -> Query:
     return Query(
         method="GET",

@@ -52,6 +52,7 @@ HAS_CLOSE_ALL: Final = frozenset({-4130})  # a closePosition order of this kind 
 DUPLICATE_ID: Final = frozenset({-4116, -20132})  # the first send worked
 REDUCE_ONLY_REFUSED: Final = -2022
 UNKNOWN_ORDER: Final = frozenset({-2011, -2013})
+OTHER_MODE: Final = -4061  # the order's side is not of the account's position mode
 NOT_TRADING: Final = frozenset({-4108, -4140, -4141})  # delivering, settling, closed
 NOT_FOUND_MIN: Final = 2  # times "no such order" must be heard
 SETTLE_MS: Final = 1_000.0  # beyond recvWindow, for the exchange's own queue
@@ -121,6 +122,9 @@ def _on_entry(state: State, event: Replied, now: Now, out: Effects) -> None:
         reason = f"{code} {result.reason}"
         _ended(state, advance(order, "rejected", int(now.market_ms), reason), now, out)
         out.add(Note("WARNING", f"entry refused order={order.id} code={code} {result.reason}"))
+        if code == OTHER_MODE:
+            state.hedged = True
+            arm_deadline(state, out, "mode", "", now.boot_ms)
         rules = state.instruments.get(order.symbol)
         if code in NOT_TRADING and rules is not None:  # until its rules are read again
             state.instruments[order.symbol] = replace(rules, status=f"refused with {code}")
@@ -451,6 +455,15 @@ def settle(state: State, symbol: str, amount: Decimal, now: Now, out: Effects) -
     record(state, out, journal.position_ops(state.keys, state.positions[symbol]), symbol)
 
 
+def _on_mode(state: State, event: Replied, now: Now, out: Effects) -> None:
+    """Entries go on when the account is in one-way mode again; without an answer it is asked on."""
+    if isinstance(event.result, Done):
+        state.hedged = event.result.body.get("dualSidePosition") in (True, "true")
+        if not state.hedged:
+            forget(state, "mode", "")
+            out.add(Note("WARNING", "the account is in one-way mode"))
+
+
 _HANDLERS: Final = {
     "entry": _on_entry,
     "stop": _on_stop,
@@ -463,4 +476,5 @@ _HANDLERS: Final = {
     "settle": _on_trades,
     "trace": _on_trace,
     "position": _on_position,
+    "mode": _on_mode,
 }

@@ -24,13 +24,11 @@ import streams
 from risk import journal
 from risk.arming import settings_hash
 from risk.breakers import HALTED
-from risk.budget import take_limits
 from risk.dispatch import Dispatcher
 from risk.events import (
     CommandRead,
     Commit,
     CommitFailed,
-    Done,
     Effect,
     Event,
     HistoryRead,
@@ -50,12 +48,12 @@ from risk.events import (
     Watch,
 )
 from risk.gate import Limits
-from risk.instruments import parse_instruments
+from risk.instruments import Instrument
 from risk.lease import WEATHER, is_weather
 from risk.rebuild import read_history, rebuild
 from risk.recovery import FORCED, START
 from risk.snapshots import Snapshots
-from risk.sockets import Books, Marks, UserStream, keep
+from risk.sockets import Books, Marks, keep
 from risk.state import State, blocked, no_entries, settled
 from risk.step import step
 
@@ -66,7 +64,6 @@ CONSUMER: Final = "risk"  # one name per account: the lease proves that the othe
 RENEW_MS: Final = 1_000
 TICK_MS: Final = 100  # deadlines are asked for exactly; this is the floor for everything else
 STATUS_MS: Final = 1_000
-RULES_MS: Final = 600_000  # between two looks at the exchange's rules: symbols come and go
 CLOCK_MS: Final = 2_000  # between two looks at the exchange's clock
 BLOCK_MS: Final = 500
 PENDING_COUNT: Final = 1_000  # of our own pending entries at once
@@ -79,11 +76,11 @@ BATCH_MAX: Final = 64  # commits in one script: some milliseconds of Redis at mo
 EVENTS_A_TURN: Final = 256  # before the event loop breathes
 SELF_CHECK_MS: Final = 60_000  # two periods of the reconcile job: nobody asked, so ask ourselves
 log = logging.getLogger("risk")
-RULES: Final = ("/fapi/v1/exchangeInfo", "/fapi/v1/leverageBracket")
 STRAYS_MS: Final = 5_000.0  # between two looks for entries that a lost read took
 STRAY_MS: Final = 15_000  # pending for longer than any decision waits
+LOOK_S: Final = 0.02  # at the exchange's rules, at a first start
 RETRY_S: Final = 0.2  # between two tries of a write
-HISTORY_WAIT_MS: Final = 5_000.0  # for the exchange to tell what Redis may have forgotten
+HISTORY_WAIT_MS: Final = 1_000.0  # for the exchange to tell what Redis may have forgotten
 
 
 class Session:
@@ -174,37 +171,26 @@ class Session:
             self.over.set()
 
     async def open(self) -> None:
-        """State from Redis, rules from the exchange, ears open, then the truth."""
+        """State from Redis, then ears open, what the exchange remembers, and the truth of now."""
         await self.risk.claim()
         await self.ensure_groups()
         await rebuild(self.redis, self.state)
         self.remember_halt()
+        self.risk.ready.attach(self)
         await self.arm()
-        exchange = self.risk.exchange
-        while exchange.throttled or not await self.read_rules():
+        while not self.risk.ready.instruments:
             if process.stop or self.over.is_set():
                 return
-            await asyncio.sleep(RETRY_S)
-        user = UserStream(
-            exchange, self.cfg.ws_url, self.risk.market.speed, self.user_opened, self.pushed
-        )
-        self.spawn(keep("user", user.run))
+            await asyncio.sleep(LOOK_S)
+        self.rules_read(self.risk.ready.instruments)
         self.spawn(keep("marks", self.marks.run))
         self.spawn(keep("books", self.books.run))
         self.spawn(self.write())
         self.spawn(self.housekeep())
         self.spawn(self.tick())
 
-    async def read_rules(self) -> bool:
-        """Symbols, brackets and limits as the exchange has them now; False unless all were told."""
-        exchange = self.risk.exchange
-        told = await asyncio.gather(*(exchange.fetch("GET", path) for path in RULES))
-        bodies: list[Any] = [answer.body for answer in told if isinstance(answer, Done)]
-        if len(bodies) < len(RULES):
-            return False
-        self.state.instruments = parse_instruments(*bodies)
-        take_limits(exchange.budget, bodies[0].get("rateLimits", ()))
-        return True
+    def rules_read(self, instruments: dict[str, Instrument]) -> None:
+        self.state.instruments = instruments
 
     async def loop(self) -> None:
         """One event at a time, effects in order."""
@@ -241,6 +227,7 @@ class Session:
 
     async def close(self) -> None:
         self.hurried.clear()
+        self.risk.ready.detach()
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -587,7 +574,6 @@ class Session:
     async def housekeep(self) -> None:
         """Status each second; the exchange's clock; a reconcile when nobody asked for one."""
         synced_ms, told_ms, told = 0.0, 0.0, "nothing yet"
-        rules_ms = self.boot_ms()
         while True:
             await asyncio.sleep(TICK_MS / 1000)
             now = self.now()
@@ -601,9 +587,6 @@ class Session:
             ops += journal.status_ops(self.state, self.shell_fields(), now)
             if len(self.outbox) < COMMITS_MAX // 2:
                 self.queue(Commit(tuple(ops), "status"))
-            if now.boot_ms - rules_ms >= RULES_MS and not self.risk.exchange.throttled:
-                rules_ms = now.boot_ms
-                self.spawn(self.read_rules())
             if now.boot_ms - synced_ms >= CLOCK_MS:
                 synced_ms = now.boot_ms
                 await self.risk.sync_clock()

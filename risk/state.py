@@ -84,6 +84,7 @@ class State:
     halted: bool = False
     to_arm: bool = False  # resumed: the shell arms again, where modes arm themselves
     stopping: bool = False
+    hedged: bool = False  # somebody switched the position mode; asked again until it is ours
     reconciled: bool = False
     forgotten: bool = False  # Redis restarted or lost its memory: a new session begins soon
     since_ms: float = 0.0  # market time: older signals are missed
@@ -235,6 +236,8 @@ def blocked(state: State, now: Now) -> str:
         return "not reconciled"
     if state.forgotten:
         return "Redis restarted or lost its memory: waiting one lease"
+    if state.hedged:
+        return "the account is in hedge mode: switch it to one-way mode"
     return ""
 
 

@@ -41,6 +41,7 @@ from risk.portfolio import Position
 from risk.state import State, unprepare
 
 STAGNATION_SHARE: Final = Decimal("0.001")  # +-0.1 %
+MODE_MS: Final = 5_000.0  # between two questions for the position mode, of weight 30 each
 TRIES_MAX: Final = 4_000  # counters of back-off; those of nothing due are forgotten
 FILLS_TRIES: Final = 3  # then the exchange is asked for the size that no trade explained
 PASSIVE: Final = frozenset({"surely"})  # deadlines that are only compared with
@@ -267,8 +268,15 @@ def _due_income(state: State, kind: str, now: Now, out: Effects) -> None:
     income.ask(state, kind, now, out)
 
 
+def _due_mode(state: State, key: str, now: Now, out: Effects) -> None:
+    """Somebody switched the position mode: has it been switched back?"""
+    out.add(orders.mode_request())
+    protect.arm_deadline(state, out, "mode", "", now.boot_ms + MODE_MS)
+
+
 _DUE: Final = {
     "income": _due_income,
+    "mode": _due_mode,
     "snap": _due_snap,
     "naked": _due_naked,
     "stop": _due_stop,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from test_maintenance_audit import CAUSE, Ledger, cid
 
-from maintenance import chaos, chaos_check, chaos_plan
+from maintenance import chaos, chaos_account, chaos_check, chaos_plan, chaos_venue
 from maintenance.chaos_check import CHECKS, Evidence, check_all, judged, merged, uncovered
 
 TTL_S = 3.0
@@ -31,6 +31,26 @@ def test_every_kind_comes_once_before_any_comes_twice() -> None:
     kinds = [step.kind for step in chaos_plan.plan(3, TTL_S, 2 * len(chaos_plan.KINDS))]
     assert set(kinds[: len(chaos_plan.KINDS)]) == set(chaos_plan.KINDS)
     assert set(Counter(kinds).values()) == {2}
+
+
+def test_every_kind_has_its_blow() -> None:
+    assert set(chaos_account.KINDS) == set(chaos_venue.BLOWS)
+    others = {*chaos_plan.PROCESS_KINDS, *chaos_plan.REDIS_KINDS, *chaos_plan.ACT_KINDS}
+    others |= {*chaos_plan.VENUE_KINDS, *chaos_account.KINDS}
+    assert others == set(chaos_plan.KINDS) and len(others) == len(chaos_plan.KINDS)
+
+
+def test_what_cannot_be_undone_is_rare() -> None:
+    kinds = [step.kind for step in chaos_plan.plan(2, TTL_S, 500, ("delist", "deposit", "adl"))]
+    assert Counter(kinds)["delist"] == chaos_account.RARE["delist"]
+    assert len(kinds) == 500
+    assert len(chaos_plan.plan(2, TTL_S, 9, ("delist",))) == 9  # who asks for nothing else
+
+
+def test_a_stall_is_sometimes_as_long_as_half_a_minute() -> None:
+    holds = [step.hold_s for step in chaos_plan.plan(1, TTL_S, 100, ("stall",))]
+    assert chaos_account.LONG_STALL_S in holds
+    assert all(chaos_account.STALL_S[0] <= hold_s <= 30.0 for hold_s in holds)
 
 
 def test_a_stopped_holder_sleeps_past_its_lease() -> None:
@@ -114,7 +134,7 @@ def good() -> Evidence:
         naked_ms_max=1_000,
         naked_ms_max_over_all=4_500,
         foreign=[("ETHUSDT", start_ms, start_ms + 60_000)],
-        takeovers=[("kill_holder", 3_400)],
+        takeovers=[("kill_holder", 5_000)],
         takeover_ms_max=5_000,
     )
 

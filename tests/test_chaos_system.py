@@ -17,6 +17,12 @@ PLAN = [
     Step(3, "reply_swallowed", 0.5, 0.0, {"times": 1}),
     Step(4, "redis_kill", 0.5, 0.3, {}),
     Step(5, "cancel_stop", 0.5, 0.0, {}),
+    Step(6, "liquidate", 0.5, 0.0, {}),
+    Step(7, "leverage_by_hand", 0.2, 0.0, {"leverage": "9"}),
+    Step(8, "foreign_order", 0.2, 2.0, {"client": "web", "side": "BUY"}),
+    Step(9, "clock_skew", 0.2, 3.0, {"kind": "clock_skew", "ms": -1_500}),
+    Step(10, "stall", 0.2, 4.0, {}),
+    Step(11, "stop_holder", 0.5, 4.0, {"ms": 0}),
 ]
 LOSSES = [
     Step(1, "redis_rollback", 1.0, 0.3, {"seconds": 1.5, "kill": True}),
@@ -30,7 +36,8 @@ def test_a_small_plan_bites_and_violates_nothing(tmp_path: Path) -> None:
     assert told["told"] == {} and told["violations"] == 0
     assert told["faults_missed"] == {} and told["faults_bit"] == len(PLAN)
     assert told["fills"] > 0 and told["positions_equal"] and told["balance_equal"]
-    assert told["takeover_ms_max"] > 0
+    assert told["takeovers"] >= 2 and 0 < told["takeover_ms_max"] <= 5_000
+    assert told["naked_ms_max"] <= told["naked_ms_max_over_all"] <= 4_500
 
 
 def test_a_redis_that_loses_its_memory_or_its_holder_costs_no_money(tmp_path: Path) -> None:

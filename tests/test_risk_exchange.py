@@ -335,6 +335,16 @@ def test_entries_end_at_four_fifths_of_the_orders(
     assert not budget.entry_refusal(0, newest_ms + spread_ms, speed)
 
 
+@pytest.mark.parametrize(("speed", "window_ms"), [(1.0, 10_000.0), (40.0, 250.0)])
+@pytest.mark.parametrize(("late_ms", "held"), [(-1.0, 1), (0.0, 0), (1.0, 0)])
+def test_an_order_is_in_its_window_for_as_long_as_that(
+    speed: float, window_ms: float, late_ms: float, held: int
+) -> None:
+    window = Budget().short
+    window.sent.append(500.0)
+    assert window.used(500.0 + window_ms + late_ms, speed) == held
+
+
 @pytest.mark.parametrize(("told", "sent"), [(239, True), (240, False), (241, False)])
 def test_orders_of_whoever_held_before_are_known_from_the_exchange(told: int, sent: bool) -> None:
     budget = Budget()

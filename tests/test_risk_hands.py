@@ -7,10 +7,11 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from risk_desk import MARKET_MS, Desk, decisions, ops, sends
+from risk_desk import MARKET_MS, Desk, decisions, ops, queries, sends
 
 from risk import reconcile
-from risk.events import Done, Pushed, Refused, Snap, SnapshotTaken, Trouble
+from risk.events import Done, Pushed, Refused, Snap, SnapshotTaken, Trouble, Unknown
+from risk.state import blocked
 
 SYMBOL = "BTCUSDT"
 
@@ -64,11 +65,11 @@ def test_an_order_of_ours_or_on_what_is_ours_makes_nothing_foreign() -> None:
     order(desk, "NEW", f"ag{desk.state.prefix}AAAAAAAAAAAAAAAAe0")
     assert not desk.state.foreign
     desk.signal()  # an entry is on its way
-    order(desk, "NEW")
-    assert not desk.state.foreign
     desk.open("ETHUSDT")
-    order(desk, "NEW", symbol="ETHUSDT")
-    assert not desk.state.foreign
+    desk.state.touched.clear()
+    for symbol in (SYMBOL, "ETHUSDT"):
+        assert not snaps(order(desk, "NEW", symbol=symbol))
+        assert not desk.state.foreign
 
 
 @pytest.mark.parametrize(("after_ms", "told"), [(4_999, False), (5_000, True), (5_001, True)])
@@ -190,3 +191,22 @@ def test_a_symbol_that_the_exchange_has_closed_gets_no_further_entry(
         assert decisions(done)[0]["refused_by"] == "market"
         assert f"refused with {code}" in decisions(done)[0]["verdicts"]
     assert sends(desk.signal(id="s3", symbol="ETHUSDT"), "entry")
+
+
+def test_in_hedge_mode_there_is_no_entry_until_the_account_is_one_way_again() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    desk.reply(entry, Refused(-4061, "Order's position side does not match user's setting."))
+    assert "hedge mode" in blocked(desk.state, desk.now)
+    assert decisions(desk.signal(id="s2"))[0]["refused_by"] == "armed"
+    asked = queries(desk.wait(0), "mode")
+    assert len(asked) == 1 and not queries(desk.wait(4_999), "mode")
+    desk.reply(asked[0], Unknown("time-out"))
+    again = queries(desk.wait(1), "mode")
+    desk.reply(again[0], Done({"dualSidePosition": True}))
+    assert "hedge mode" in blocked(desk.state, desk.now)
+    last = queries(desk.wait(5_000), "mode")
+    desk.reply(last[0], Done({"dualSidePosition": False}))
+    assert not queries(desk.wait(60_000), "mode")
+    desk.quote_all()
+    assert sends(desk.signal(id="s3", exch_ns=str(int(desk.market_ms) * 1_000_000), expires_ms=""))

@@ -29,8 +29,8 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 KEYS = streams.Keys("sim")
 STALL_S = 30.0
 AGE_MS = 60_000  # of the market: two seconds of ours
-COMMANDS_A_SECOND_MAX = 400  # of everybody on this Redis; a loop that spins makes tens of thousands
-STREAM_ENTRIES_MAX = 60  # written a second, all streams together, the signals left out
+COMMANDS_A_SECOND_MAX = 200  # of everybody on this Redis; a loop that spins makes tens of thousands
+STREAM_ENTRIES_MAX = 30  # written a second, all streams together, the signals left out
 
 
 @pytest.fixture
