@@ -55,6 +55,15 @@ class Theirs:
         return (mark - self.entry) * self.qty
 
 
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """A symbol on which the exchange differs: at how many looks, when last, by what at each."""
+
+    passes: int
+    boot_ms: float
+    what: frozenset[str]
+
+
 @dataclass(slots=True)
 class State:
     keys: Keys
@@ -90,7 +99,7 @@ class State:
     tally_written_ms: float = -1e18  # boot time
     errors: deque[float] = field(default_factory=lambda: deque(maxlen=ERRORS_KEPT_MAX))  # boot ms
     quarantine: dict[str, str] = field(default_factory=dict)  # symbol -> why
-    apart: dict[str, tuple[int, float]] = field(default_factory=dict)  # symbol -> passes, boot ms
+    apart: dict[str, Apart] = field(default_factory=dict)  # by symbol
     # work in progress
     waiting: dict[str, Waiting] = field(default_factory=dict)  # by signal id
     deadlines: dict[tuple[str, str], float] = field(default_factory=dict)  # (kind, key) -> boot ms

@@ -540,6 +540,21 @@ def test_before_its_exchange_id_is_known_an_order_explains_no_older_trade(
     assert (desk.state.positions["BTCUSDT"].qty == 1) is ours
 
 
+@pytest.mark.parametrize(("mark", "worth"), [("600", "0.6"), (None, "0")])
+def test_a_fee_in_bnb_counts_by_its_worth(mark: str | None, worth: str) -> None:
+    desk = Desk()
+    if mark:
+        desk.state.marks["BNBUSDT"] = Decimal(mark)
+    entry = sends(desk.signal(), "entry")[0]
+    desk.done(entry, "FILLED", "1")
+    asked = queries(desk.wait(1_000), "trades")[0]
+    row = trade_row(desk, 9, 42) | {"commission": "0.001", "commissionAsset": "BNB"}
+    done = desk.reply(asked, Done([row]))
+    assert desk.state.money.fees == desk.state.positions["BTCUSDT"].fees == Decimal(worth)
+    told = [op[2] for op in ops(done, "xadd_once", KEYS.ledger)]
+    assert [(e["amount"], e["asset"]) for e in told] == [("-0.001", "BNB")]
+
+
 def test_a_close_by_hand_told_by_its_trade_is_counted() -> None:
     desk = Desk()
     entry, _, _ = desk.open()
