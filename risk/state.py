@@ -86,6 +86,7 @@ class State:
     seen: dict[str, None] = field(default_factory=dict)  # fills counted
     seen_money: dict[str, None] = field(default_factory=dict)  # money events counted
     income_ms: dict[str, int] = field(default_factory=dict)  # by kind: market time read up to
+    caught_up_ms: float = -1e18  # boot time at which all kinds were or will be asked for
     prepared: dict[str, int] = field(default_factory=dict)  # leverage verified, margin isolated
     # permission
     armed: bool = False

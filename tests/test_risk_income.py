@@ -124,6 +124,19 @@ def test_a_start_after_a_pause_asks_for_what_happened_meanwhile() -> None:
     assert desk.state.income_ms["FUNDING_FEE"] == int(desk.market_ms)
 
 
+def test_trouble_after_trouble_asks_once_a_minute() -> None:
+    """Four questions of weight 30: a Redis that flaps must not use the address up."""
+    desk = Desk()
+    desk.state.income_ms = dict.fromkeys(KINDS, int(desk.market_ms))
+    made = 0
+    for _ in range(100):
+        effects = [*desk.do(SnapshotTaken(snapshot(), "trouble")), *desk.wait(1_000)]
+        for query in asked(effects):
+            made += 1
+            desk.reply(query, Done([]))
+    assert made == 2
+
+
 def test_a_full_page_asks_for_the_next_and_moves_no_cursor_before_the_last() -> None:
     desk = Desk()
     began = int(desk.market_ms) - 7_200_000
