@@ -205,7 +205,7 @@ def portfolio_fields(state: State, now: Now) -> dict[str, str]:
         "entries": str(money.entries),
         "fills": str(money.fills),
         "naked_ms_max": str(money.naked_ms_max),
-        "rotated_ms": str(int(state.rotated_ms)),
+        "rotated_ms": str(int(max(state.rotated_ms, 0.0))),
         "ms": _ms(now),
     } | {f"income_ms:{kind}": str(ms) for kind, ms in state.income_ms.items()}
 
