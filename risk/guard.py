@@ -6,7 +6,7 @@ restart must not forget it, and told again when it is over. None of it touches w
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -14,7 +14,7 @@ from risk import breakers, journal
 from risk.breakers import QUARANTINED
 from risk.events import Effects, Note, Now, Op, Refused, Replied, Unknown
 from risk.protect import record
-from risk.state import State, facts, standing
+from risk.state import Apart, State, facts, standing
 
 WRITE_MS: Final = 1_000.0  # between two writes of a tally in which nothing tripped
 JOBS_SILENT_MS: Final = 60_000.0  # real time: two periods of the reconcile job
@@ -82,28 +82,30 @@ def resume(state: State, now: Now) -> tuple[list[Op], list[str]]:
 # --- quarantine --------------------------------------------------------------------------------
 
 
-def note_apart(state: State, apart: dict[str, str], moving: Collection[str], now: Now,
-               out: Effects) -> None:  # fmt: skip
-    """Take in which symbols a snapshot found apart from us, and what of each. One that stays apart
-    over QUARANTINE_PASSES is left alone, loudly; one that agrees again is released."""
+def note_apart(
+    state: State, found: Mapping[str, frozenset[str]], moving: Collection[str], now: Now,
+    out: Effects,
+) -> None:  # fmt: skip
+    """Take in which corrections a snapshot calls for, by symbol. One that is called for over
+    QUARANTINE_PASSES leaves its symbol alone, loudly; a symbol that agrees again is released."""
     ops: list[Op] = []
     for symbol in list(state.apart):
-        if symbol not in apart and symbol not in moving:
+        if symbol not in found and symbol not in moving:
             del state.apart[symbol]
-    for symbol, what in apart.items():
-        if symbol in moving:
+    for symbol, what in found.items():
+        apart = state.apart.get(symbol, Apart(0, -PASS_MS, what))
+        if symbol in moving or now.boot_ms - apart.boot_ms < PASS_MS:
             continue
-        passes, last_ms = state.apart.get(symbol, (0, -1e18))
-        if now.boot_ms - last_ms < PASS_MS:
-            continue
-        state.apart[symbol] = (passes + 1, now.boot_ms)
-        if passes + 1 >= QUARANTINE_PASSES and symbol not in state.quarantine:
-            why = f"the exchange differs at {passes + 1} looks in a row: {what}"
+        still = apart.what & what
+        passes = apart.passes + 1 if still else 1  # another difference is another story
+        state.apart[symbol] = Apart(passes, now.boot_ms, still or what)
+        if passes >= QUARANTINE_PASSES and symbol not in state.quarantine:
+            why = f"the exchange differs at {passes} looks in a row: {', '.join(sorted(still))}"
             state.quarantine[symbol] = why
             ops += tell(state, out, "CRITICAL", f"quarantine symbol={symbol}: {why}", now)
             ops.append(("hset", state.keys.breakers, {QUARANTINED + symbol: why}))
     for symbol in list(state.quarantine):
-        if symbol not in apart and symbol not in moving:
+        if symbol not in found and symbol not in moving:
             del state.quarantine[symbol]
             ops += tell(state, out, "WARNING", f"quarantine over symbol={symbol}: we agree", now)
             ops.append(("hdel", state.keys.breakers, [QUARANTINED + symbol]))

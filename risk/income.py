@@ -42,12 +42,19 @@ def cursors(portfolio: Mapping[str, str]) -> dict[str, int]:
 
 
 def catch_up(state: State, now: Now, out: Effects) -> None:
-    """Ask for every kind; the first start of an account begins with what happens from now on."""
+    """Ask for every kind, at most once in AGAIN_MS however often connections come and go; the
+    first start of an account begins with what happens from now on."""
+    at_ms = max(now.boot_ms, state.caught_up_ms + AGAIN_MS)
+    if state.caught_up_ms > now.boot_ms:
+        return  # it is arranged
+    state.caught_up_ms = at_ms
     for kind in KINDS:
-        if kind in state.income_ms:
+        if kind not in state.income_ms:
+            _begin(state, kind, now)
+        elif at_ms <= now.boot_ms:
             ask(state, kind, now, out)
         else:
-            _begin(state, kind, now)
+            arm_deadline(state, out, "income", kind, at_ms, earliest=True)
 
 
 def _begin(state: State, kind: str, now: Now) -> None:

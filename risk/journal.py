@@ -202,6 +202,7 @@ def money_fields(state: State) -> dict[str, str]:
         "entries": str(money.entries),
         "fills": str(money.fills),
         "naked_ms_max": str(money.naked_ms_max),
+        "rotated_ms": str(int(max(state.rotated_ms, 0.0))),
     }
 
 

@@ -65,6 +65,7 @@ async def rebuild(r: redis.asyncio.Redis, state: State) -> None:
     await _ended_legs(r, state)
     sums: Any = await r.hgetall(keys.portfolio)
     state.money = portfolio.money_from_fields(sums)
+    state.rotated_ms = float(sums.get("rotated_ms") or state.rotated_ms)
     for key in await r.zrange(keys.fill_ids, -SEEN_FILLS_MAX, -1):
         remember(state.seen, str(key), None, SEEN_FILLS_MAX)
     booked: Any = await r.zrange(keys.ledger_ids, -SEEN_FILLS_MAX, -1, withscores=True)

@@ -91,10 +91,11 @@ def _note_apart(
     state: State, actions: tuple[Action, ...], snapshot: Snapshot, now: Now, out: Effects
 ) -> None:
     """Where corrections are called for; who owns a symbol is a fact, not a difference."""
-    apart: dict[str, str] = {}
+    apart: dict[str, frozenset[str]] = {}
     for action in actions:
         if action.name not in OWNERSHIP:
-            apart.setdefault(action.symbol, f"{action.name} {action.order}".strip())
+            told = frozenset({f"{action.name} {action.order}".strip()})
+            apart[action.symbol] = apart.get(action.symbol, frozenset()) | told
     symbols = {*apart, *state.apart, *state.quarantine}
     moving = {symbol for symbol in symbols if _moving(state, symbol, snapshot)}
     guard.note_apart(state, apart, moving, now, out)

@@ -55,6 +55,15 @@ class Theirs:
         return (mark - self.entry) * self.qty
 
 
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """A symbol on which the exchange differs: at how many looks, when last, by what at each."""
+
+    passes: int
+    boot_ms: float
+    what: frozenset[str]
+
+
 @dataclass(slots=True)
 class State:
     keys: Keys
@@ -78,6 +87,7 @@ class State:
     seen_money: dict[str, None] = field(default_factory=dict)  # money events counted
     income_ms: dict[str, int] = field(default_factory=dict)  # by kind: market time read up to
     books_ms: int = 0  # market time of the last money event in Redis at the start; 0: none
+    caught_up_ms: float = -1e18  # boot time at which all kinds were or will be asked for
     prepared: dict[str, int] = field(default_factory=dict)  # leverage verified, margin isolated
     # permission
     armed: bool = False
@@ -93,7 +103,7 @@ class State:
     tally_written_ms: float = -1e18  # boot time
     errors: deque[float] = field(default_factory=lambda: deque(maxlen=ERRORS_KEPT_MAX))  # boot ms
     quarantine: dict[str, str] = field(default_factory=dict)  # symbol -> why
-    apart: dict[str, tuple[int, float]] = field(default_factory=dict)  # symbol -> passes, boot ms
+    apart: dict[str, Apart] = field(default_factory=dict)  # by symbol
     # work in progress
     waiting: dict[str, Waiting] = field(default_factory=dict)  # by signal id
     deadlines: dict[tuple[str, str], float] = field(default_factory=dict)  # (kind, key) -> boot ms

@@ -34,6 +34,7 @@ from risk.breakers import (
 )
 from risk.events import CommandRead, Effect, Note, Refused, Throttled, Unknown
 from risk.gate import Limits
+from risk.guard import EXPECTED
 from risk.portfolio import Money
 
 DAY = MARKET_MS // DAY_MS
@@ -340,6 +341,7 @@ def test_resume_tells_what_stands_all_the_same() -> None:
         (Refused(-2019, "margin"), 1),
         (Refused(-2021, "would trigger"), 0),
         (Refused(0, "ours"), 0),
+        *((Refused(code, "part of the work"), 0) for code in EXPECTED),
         (Unknown("time-out"), 1),
         (Throttled(1e9, "429"), 0),
     ],
@@ -359,6 +361,10 @@ def test_errors_are_forgotten_after_their_time(after_ms: float, stands: bool) ->
     assert set(d.state.tally.tripped) == {ERROR_RATE}
     d.wait(ERRORS_MS - 1 + after_ms)
     assert (ERROR_RATE in d.state.tally.tripped) is stands
+
+
+def test_what_is_part_of_the_work_is_no_error() -> None:
+    assert sorted(EXPECTED) == [-20132, -4130, -4116, -4046, -2022, -2021]
 
 
 def test_errors_are_bounded() -> None:

@@ -96,6 +96,17 @@ def test_looks_in_a_hurry_count_once(pause_ms: float, apart: bool) -> None:
     assert bool(desk.state.quarantine) is apart
 
 
+def test_another_difference_at_each_look_is_no_reason_for_quarantine() -> None:
+    desk = Desk()
+    for number in range(QUARANTINE_PASSES + 2):
+        stray = rest(make_order(f"gone-{number}", "s", "ETHUSDT", "sell", "acked"))
+        look(desk, snapshot(algos=(stray,)))
+    assert not desk.state.quarantine
+    for _ in range(QUARANTINE_PASSES - 1):
+        look(desk, snapshot(algos=(stray,)))
+    assert list(desk.state.quarantine) == ["ETHUSDT"]
+
+
 def test_what_moves_is_not_apart() -> None:
     desk = Desk()
     for _ in range(QUARANTINE_PASSES + 1):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from dataclasses import replace
 from decimal import Decimal
 
 import pytest
-from risk_desk import NOT_FOUND, Desk, decisions, ops, queries, sends
+from risk_desk import KEYS, NOT_FOUND, Desk, decisions, ops, queries, sends
 
+import streams
 from risk.events import Cancel, Done, Query, Refused, Request, Send, Throttled, Unknown
 from risk.gate import Limits, Quote
+from risk.rebuild import rebuild
 from risk.rotation import COOL_DOWN_MS, HYSTERESIS
-from risk.state import pending_entries
+from risk.state import State, pending_entries
 
 FULL = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
 
@@ -111,6 +114,25 @@ def test_rotation_cools_down(since_ms: float, rotates: bool) -> None:
     desk = full_desk()
     desk.state.rotated_ms = desk.market_ms - since_ms
     assert bool(sends(challenge(desk), "exit")) is rotates  # type: ignore[arg-type]
+
+
+def test_the_cool_down_survives_a_restart(redis_url: str) -> None:
+    desk = full_desk()
+    exits = sends(challenge(desk), "exit")  # type: ignore[arg-type]
+    done = desk.fill(exits[0], exits[0].params["quantity"], "1004.9", realised="5")
+    written = ops(done, "hset", KEYS.portfolio)[-1:]
+
+    async def work() -> State:
+        r = streams.connect_async(redis_url)
+        await r.set(KEYS.epoch, "1")
+        assert await streams.commit(r, KEYS, epoch=1, ops=written) == "ok"
+        made = State(KEYS, desk.state.prefix, "main", epoch=2)
+        assert made.rotated_ms < 0
+        await rebuild(r, made)
+        await r.aclose()
+        return made
+
+    assert asyncio.run(work()).rotated_ms == int(desk.market_ms)
 
 
 def test_a_rotation_for_a_signal_that_other_rules_refuse_does_not_begin() -> None:

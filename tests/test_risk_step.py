@@ -512,6 +512,29 @@ def test_a_symbol_whose_leverage_cannot_be_set_gets_no_entry() -> None:
     assert decisions(late)[0]["refused_by"] in ("leverage", "market")
 
 
+@pytest.mark.parametrize(("closed", "asked"), [(49, 0), (50, 1), (51, 1)])
+def test_leverage_is_set_anew_and_verified_when_caution_ends(closed: int, asked: int) -> None:
+    desk = Desk(limits=Limits(leverage_max=20))
+    desk.state.money = replace(desk.state.money, trades_closed=closed)
+    done = desk.signal()
+    told = sends(done, "leverage")
+    assert [s.params["leverage"] for s in told] == ["20"] * asked
+    assert len(sends(done, "entry")) == 1 - asked
+    if asked:
+        desk.reply(sends(done, "margin")[0], Refused(-4046, "No need to change margin type."))
+        other = desk.reply(told[0], Done({"leverage": 10, "symbol": "BTCUSDT"}))
+        assert not sends(other, "entry")  # not what was asked for
+        assert decisions(desk.wait(1_000))[0]["refused_by"] in ("leverage", "market")
+
+
+def test_leverage_and_margin_are_never_touched_with_a_position_open() -> None:
+    desk = Desk(limits=Limits(leverage_max=20))
+    desk.open()
+    desk.state.money = replace(desk.state.money, trades_closed=50)
+    done = desk.signal(id="again") + desk.wait(1_000)
+    assert not sends(done, "leverage") and not sends(done, "margin")
+
+
 def test_a_signal_without_a_quote_is_refused_with_its_numbers() -> None:
     desk = Desk()
     desk.state.quotes.clear()
@@ -570,6 +593,21 @@ def test_before_its_exchange_id_is_known_an_order_explains_no_older_trade(
     asked = queries(desk.wait(1_000), "trades")[0]
     desk.reply(asked, Done([trade_row(desk, 9, 42, late_ms=late_ms - 1_000)]))
     assert (desk.state.positions["BTCUSDT"].qty == 1) is ours
+
+
+@pytest.mark.parametrize(("mark", "worth"), [("600", "0.6"), (None, "0")])
+def test_a_fee_in_bnb_counts_by_its_worth(mark: str | None, worth: str) -> None:
+    desk = Desk()
+    if mark:
+        desk.state.marks["BNBUSDT"] = Decimal(mark)
+    entry = sends(desk.signal(), "entry")[0]
+    desk.done(entry, "FILLED", "1")
+    asked = queries(desk.wait(1_000), "trades")[0]
+    row = trade_row(desk, 9, 42) | {"commission": "0.001", "commissionAsset": "BNB"}
+    done = desk.reply(asked, Done([row]))
+    assert desk.state.money.fees == desk.state.positions["BTCUSDT"].fees == Decimal(worth)
+    told = [op[2] for op in ops(done, "xadd_once", KEYS.ledger)]
+    assert [(e["amount"], e["asset"]) for e in told] == [("-0.001", "BNB")]
 
 
 def test_a_close_by_hand_told_by_its_trade_is_counted() -> None:
