@@ -207,9 +207,11 @@ def run_chaos(
         for step in steps:
             if time.monotonic() >= end:
                 break
+            start_s = time.monotonic()
             told = "bit" if carry_out(rig, run, step) else "missed"
             if tell:
-                print(f"{step.number:4} {step.kind} {told}", file=sys.stderr, flush=True)
+                took = f"{time.monotonic() - start_s:.1f} s"
+                print(f"{step.number:4} {step.kind} {told} {took}", file=sys.stderr, flush=True)
         run.bit += rig.beside
         source.halt()
         held = come_to_rest(rig, run)

@@ -68,7 +68,7 @@ BLOCK_MS: Final = 500
 PENDING_COUNT: Final = 1_000  # of our own pending entries at once
 STOP_MS: Final = 5_000  # to finish what is in flight
 COMMIT_S: Final = 3.0  # a Redis that takes longer is treated as lost; nothing is repeated
-HURRY_MS: Final = 50  # for a record that something protective waits for; naked_ms is 1,000
+HURRY_MS: Final = 100  # for a record that something protective waits for; naked_ms is 1,000
 COMMITS_MAX: Final = 20_000  # waiting for Redis; beyond it the exchange is the only memory
 INBOX_MAX: Final = 10_000  # events waiting; beyond it Redis is not read and marks are skipped
 EVENTS_A_TURN: Final = 256  # before the event loop breathes
@@ -264,8 +264,8 @@ class Session:
             self.hurried[commit.about] = commit
             asyncio.get_running_loop().call_later(HURRY_MS / 1000, self.go_ahead, commit)
         left = self.without_redis(commit) if self.failing else commit
-        if left is not None:
-            self.outbox.append(left)
+        if left is not None:  # one in a hurry is new: it overtakes nothing that it depends on
+            (self.outbox.appendleft if commit.hurry else self.outbox.append)(left)
             self.writable.set()
 
     def go_ahead(self, commit: Commit) -> None:

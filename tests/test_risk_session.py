@@ -120,6 +120,21 @@ def test_a_slow_write_holds_no_protection_back_and_none_goes_out_twice(
     asyncio.run(main())
 
 
+def test_what_is_in_a_hurry_is_written_before_all_that_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, stop, _ = Desk().open()
+
+    async def work(held: Session) -> None:
+        monkeypatch.setattr(held.dispatcher, "put", lambda _: None)
+        for name in ("refusal", "refusal"):
+            held.queue(Commit(((name,),)))
+        held.queue(Commit((("leg",),), about=stop.about, then=(stop,), hurry=True))
+        await asyncio.sleep(0.02)
+
+    assert [name for name, _ in writing(monkeypatch, [], work)] == ["leg", "refusal", "refusal"]
+
+
 def test_a_session_that_is_over_sends_nothing_that_waited(monkeypatch: pytest.MonkeyPatch) -> None:
     _, stop, _ = Desk().open()
 
