@@ -71,7 +71,7 @@ class Run:
 def carry_out(rig: Rig, run: Run, step: Step) -> bool:
     """One fault, until it bit and a holder trades again. Did it bite?"""
     time.sleep(step.pause_s)
-    epoch, start_ms = rig.trading(), wall_ms()
+    epoch, start_ms, deaths = rig.trading(), wall_ms(), len(rig.deaths)
     bit = chaos_blows.strike(rig, step)
     (run.bit if bit else run.missed)[step.kind] += 1
     try:
@@ -84,8 +84,13 @@ def carry_out(rig: Rig, run: Run, step: Step) -> bool:
         rig.follow()
     end_ms = wall_ms()
     if now != epoch:
-        run.takeover_ms_max = max(run.takeover_ms_max, end_ms - start_ms)
+        if len(rig.deaths) == deaths:  # else it was two, one after the other
+            run.takeover_ms_max = max(run.takeover_ms_max, end_ms - start_ms)
         run.taken_over.append((start_ms, end_ms))
+    try:
+        rig.wait(rig.standing, READY_S_MAX, f"a standby after {step.kind} ({step.number})")
+    except TimeoutError as error:
+        run.unrest.append(str(error))
     if bit and step.kind in chaos_plan.REFUSING_KINDS:
         run.refused.append((start_ms, end_ms + AFTER_BAN_MS))
     return bit
@@ -201,6 +206,7 @@ def run_chaos(
     run, world = Run(seed), chaos_world.world(seed)
     with Rig(folder, seed, world, broken=broken) as rig:
         rig.wait(rig.trading, READY_S_MAX, "the first holder")
+        rig.wait(rig.standing, READY_S_MAX, "the first standby")
         source = Source(rig.redis_url, rig.venue_url, rig.keys, seed, world)
         source.start()
         end = time.monotonic() + seconds

@@ -23,7 +23,7 @@ from typing import Any, Final
 import redis.exceptions
 
 import streams
-from maintenance import launch, redis_server, universe
+from maintenance import chaos_points, launch, redis_server, universe
 from maintenance.chaos_check import Entry
 from maintenance.chaos_proxy import Proxy
 from maintenance.chaos_world import World
@@ -188,6 +188,10 @@ class Rig:
         if told.get("state") != "trading" or told.get("throttled") != "0" or epoch <= epoch_above:
             return 0
         return epoch if self.lease() == told.get("holder") else 0
+
+    def standing(self) -> bool:
+        """Every risk process is up: one holds, the others can take over."""
+        return all(chaos_points.stands(self.points, p.pid) for p in self.risk.values())
 
     def lease(self) -> str:
         try:
