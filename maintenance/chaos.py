@@ -91,6 +91,10 @@ def carry_out(rig: Rig, run: Run, step: Step) -> bool:
         dead_ms, trades_ms = rig.dead_ms or over_ms, rig.trading_from_ms()
         run.takeovers.append((step.kind, max(0, trades_ms - dead_ms)))
         run.taken_over.append((min(dead_ms, trades_ms), trades_ms))
+    try:
+        rig.wait(rig.standing, READY_S_MAX, f"a standby after {step.kind} ({step.number})")
+    except TimeoutError as error:
+        run.unrest.append(str(error))
     if bit and step.kind in chaos_plan.REFUSING_KINDS:
         run.refused.append((start_ms, wall_ms() + AFTER_BAN_MS))
     return bit
@@ -232,15 +236,18 @@ def run_chaos(
     run, world = Run(seed), chaos_world.world(seed)
     with Rig(folder, seed, world, broken=broken) as rig:
         rig.wait(rig.trading, READY_S_MAX, "the first holder")
+        rig.wait(rig.standing, READY_S_MAX, "the first standby")
         source = Source(rig.redis_url, rig.venue_url, rig.keys, seed, world)
         source.start()
         end = time.monotonic() + seconds
         for step in steps:
             if time.monotonic() >= end:
                 break
+            start_s = time.monotonic()
             told = "bit" if carry_out(rig, run, step) else "missed"
             if tell:
-                print(f"{step.number:4} {step.kind} {told}", file=sys.stderr, flush=True)
+                took = f"{time.monotonic() - start_s:.1f} s"
+                print(f"{step.number:4} {step.kind} {told} {took}", file=sys.stderr, flush=True)
         run.bit += rig.beside
         source.halt()
         held = come_to_rest(rig, run)

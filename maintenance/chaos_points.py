@@ -64,6 +64,7 @@ BREAKS: Final = {
 
 _ARMED: Final = "armed"
 _STRUCK: Final = "struck"
+_UP: Final = "up"
 
 
 def arm(folder: Path, point: str, passes: int, number: int) -> None:
@@ -84,6 +85,16 @@ def disarm(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def stand(folder: Path, pid: int) -> None:
+    """This process is up: it holds the lease or asks for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{_UP}-{pid}").touch()
+
+
+def stands(folder: Path, pid: int) -> bool:
+    return (folder / f"{_UP}-{pid}").exists()
 
 
 def struck(folder: Path) -> bool:

@@ -25,7 +25,7 @@ import redis.exceptions
 
 import streams
 from clock import wall_ms
-from maintenance import launch, redis_server, universe
+from maintenance import chaos_points, launch, redis_server, universe
 from maintenance.chaos_check import Entry
 from maintenance.chaos_proxy import Proxy
 from maintenance.chaos_relay import Relay
@@ -238,6 +238,10 @@ class Rig:
             return bool(streams.standing_by(self.r, self.keys))
         except (redis.exceptions.RedisError, OSError):
             return False
+
+    def standing(self) -> bool:
+        """Every risk process is up: one holds, the others can take over."""
+        return all(chaos_points.stands(self.points, p.pid) for p in self.risk.values())
 
     def lease(self) -> str:
         try:

@@ -26,7 +26,7 @@ import risk.snapshots
 import risk.transport
 import streams
 from maintenance import chaos_breaks
-from maintenance.chaos_points import BREAKS, SENT, Counter
+from maintenance.chaos_points import BREAKS, SENT, Counter, stand
 from risk import events, orders
 
 AFTER_SEND_S: Final = 0.002  # for the bytes to leave and the exchange to act on them
@@ -40,6 +40,7 @@ class Points:
 
     def __init__(self, folder: Path) -> None:
         self.counter = Counter(folder)
+        self.up = False
 
     def pass_by(self, point: str) -> None:
         """Die here if this point is armed and its time has come."""
@@ -171,6 +172,25 @@ def _after(points: Points, point: str, met: Callable[[Any], Any]) -> Make:
     return make
 
 
+def _lease_take(points: Points) -> Make:
+    """Who asks for the lease is ready to take over."""
+
+    def make(old: Callable[..., Awaitable[int]]) -> Any:
+        @functools.wraps(old)
+        async def lease_take(*args: Any) -> int:
+            if not points.up:
+                stand(points.counter.folder, os.getpid())
+                points.up = True
+            epoch = await old(*args)
+            if epoch > 0:
+                points.pass_by("after_lease_taken")
+            return epoch
+
+        return lease_take
+
+    return make
+
+
 def _snapshot_done(points: Points) -> Make:
     def make(old: Callable[..., None]) -> Any:
         @functools.wraps(old)
@@ -206,7 +226,7 @@ def places(points: Points) -> tuple[tuple[Any, str, Make], ...]:
         (streams, "commit", _commit(points)),
         (risk.exchange.Exchange, "call", _call(points)),
         (risk.transport.Http, "_converse", _converse(points)),
-        (streams, "lease_take", _after(points, "after_lease_taken", bool)),
+        (streams, "lease_take", _lease_take(points)),
         (risk.session, "rebuild", _after(points, "after_rebuild", lambda _: True)),
         (risk.snapshots, "take_snapshot", _after(points, "in_snapshot", lambda s: s is not None)),
         (risk.session.Session, "snapshot_done", _snapshot_done(points)),

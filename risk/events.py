@@ -137,7 +137,8 @@ class Commit:
     """One atomic, fenced write. `then` is carried out only after it is known to be written.
 
     Refused or failed, `then` is dropped and CommitFailed is fed back with this commit. Commits are
-    written in the order of their making. In a hurry, `then` waits for the write a moment only.
+    written in the order of their making; one in a hurry comes first, and its `then` waits for it
+    only a moment.
     """
 
     ops: tuple[Op, ...]

@@ -184,14 +184,16 @@ def send_leg(state: State, order: Order, now: Now, out: Effects, new: bool = Fal
     Only an id that nobody else knows yet is written first: a successor must not use it again."""
     put_order(state, advance(order, "sent", int(now.market_ms)))
     request = orders.protect_request(order)
-    if not new:
-        out.add(request)
     ops = journal.order_ops(state, state.orders[order.id], now)
+    if new:
+        record(state, out, ops, order.id, request, hurry=True)
+        ops = []
+    else:
+        out.add(request)
     position = state.positions.get(order.symbol)
     if position is not None:
         ops += journal.position_ops(state.keys, position)
-    then = (request,) if new else ()
-    record(state, out, ops, order.id, *then, hurry=new)
+    record(state, out, ops, order.id)
 
 
 def stop_confirmed(state: State, order: Order, created_ms: float, now: Now, out: Effects) -> None:
@@ -397,16 +399,19 @@ def exit_position(state: State, symbol: str, reason: str, now: Now, out: Effects
         exits=position.exits + 1,
     )
     state.positions[symbol] = position
-    ops = journal.order_ops(state, order, now) + journal.position_ops(state.keys, position)
+    ops, there = journal.order_ops(state, order, now), journal.position_ops(state.keys, position)
     arm_deadline(state, out, "exit", symbol, now.boot_ms + RETRY_MS * 4)
     request = orders.exit_request(order)
     if reason in URGENT:
         out.add(Note("ERROR", f"exit symbol={symbol} reason={reason}"))
-    if reason in URGENT and not new:
+    if reason in URGENT and new:
+        record(state, out, ops, order.id, request, hurry=True)
+        record(state, out, there, order.id)
+    elif reason in URGENT:
         out.add(request)
-        record(state, out, ops, order.id)
+        record(state, out, ops + there, order.id)
     else:
-        record(state, out, ops, order.id, request, hurry=reason in URGENT)
+        record(state, out, ops + there, order.id, request)
 
 
 def exit_qty(position: Position, rules: Instrument | None) -> Decimal:

@@ -43,6 +43,7 @@ from risk.protect import (
     leg_gone,
     open_position,
     record,
+    retire_legs,
     stop_confirmed,
 )
 from risk.state import ORDERS_KEPT_MAX, State, own_legs, put_order, remember
@@ -70,14 +71,19 @@ def on_replied(state: State, event: Replied, now: Now, out: Effects) -> None:
 
 
 def _ended(state: State, order: Order, now: Now, out: Effects) -> None:
-    """Record an order event; an entry that ended empty frees its place and its other legs."""
+    """Record an order event; an entry that ended empty, or whose position has come and gone, frees
+    its place and its other legs."""
     put_order(state, order)
     ops = journal.order_ops(state, order, now)
-    if order.leg == orders.ENTRY_LEG and order.terminal and order.executed == 0:
-        for leg in own_legs(state, order.cause):
-            if leg.state == "intent" and leg.id != order.id:
-                put_order(state, advance(leg, "canceled", int(now.market_ms), "not needed"))
-                ops += journal.order_ops(state, state.orders[leg.id], now)
+    if order.leg == orders.ENTRY_LEG and order.terminal:
+        position = state.positions.get(order.symbol)
+        if order.executed == 0:
+            for leg in own_legs(state, order.cause):
+                if leg.state == "intent" and leg.id != order.id:
+                    put_order(state, advance(leg, "canceled", int(now.market_ms), "not needed"))
+                    ops += journal.order_ops(state, state.orders[leg.id], now)
+        elif position is None or position.signal != order.cause:
+            ops += retire_legs(state, order.cause, now, out)
         forget(state, "query", order.id)
     record(state, out, ops + journal.money_ops(state), order.id)
 
@@ -157,6 +163,9 @@ def _on_query(state: State, event: Replied, now: Now, out: Effects) -> None:
         else:
             take_answer(state, order, result.body, now, out)
             _ask_again(state, state.orders[order.id], now, out)
+            position = state.positions.get(order.symbol)
+            if position is not None and position.qty == 0:  # open, or over before we asked?
+                out.add(orders.trades_request(order.symbol, position.opened_ms - 1))
         return
     if isinstance(result, Refused) and result.code in UNKNOWN_ORDER:
         _not_found(state, order, now, out)

@@ -69,7 +69,7 @@ BLOCK_MS: Final = 500
 PENDING_COUNT: Final = 1_000  # of our own pending entries at once
 STOP_MS: Final = 5_000  # to finish what is in flight
 COMMIT_S: Final = 3.0  # a Redis that takes longer is treated as lost; nothing is repeated
-HURRY_MS: Final = 50  # for a record that something protective waits for; naked_ms is 1,000
+HURRY_MS: Final = 100  # for a record that something protective waits for; naked_ms is 1,000
 COMMITS_MAX: Final = 20_000  # waiting for Redis; beyond it the exchange is the only memory
 INBOX_MAX: Final = 10_000  # events waiting; beyond it Redis is not read and marks are skipped
 BATCH_MAX: Final = 64  # commits in one script: some milliseconds of Redis at most
@@ -98,7 +98,7 @@ class Session:
         )
         self.inbox: deque[Event] = deque()
         self.ready = asyncio.Event()
-        self.outbox: deque[tuple[int, Commit]] = deque()  # each with its number
+        self.outbox: deque[tuple[int, Commit]] = deque()  # with the number that it was sent with
         self.numbered = self.confirmed = 0
         self.writable = asyncio.Event()
         self.doubted = asyncio.Event()  # look at the lease now
@@ -267,9 +267,16 @@ class Session:
             asyncio.get_running_loop().call_later(HURRY_MS / 1000, self.go_ahead, commit)
         left = self.without_redis(commit) if self.failing else commit
         if left is not None:
-            self.numbered += 1
-            self.outbox.append((self.numbered, left))
+            self.outbox.insert(self.place_of(commit), (0, left))
             self.writable.set()
+
+    def place_of(self, commit: Commit) -> int:
+        """One in a hurry is new and overtakes nothing that it depends on; what was sent already
+        goes first, for its number is lower."""
+        if not commit.hurry:
+            return len(self.outbox)
+        sent = (n for n, (number, _) in enumerate(self.outbox) if not number)
+        return next(sent, len(self.outbox))
 
     def go_ahead(self, commit: Commit) -> None:
         """The write takes long: what protects waits no longer."""
@@ -329,9 +336,13 @@ class Session:
 
     def next_writes(self) -> list[tuple[int, Commit]]:
         """What goes to Redis in one script: an entry is always the first of it, see the script."""
-        batch = [self.outbox.popleft()]
-        while self.outbox and len(batch) < BATCH_MAX and not self.outbox[0][1].armed:
-            batch.append(self.outbox.popleft())
+        batch: list[tuple[int, Commit]] = []
+        while self.outbox and len(batch) < BATCH_MAX and not (batch and self.outbox[0][1].armed):
+            number, commit = self.outbox.popleft()
+            if not number:
+                self.numbered += 1
+                number = self.numbered
+            batch.append((number, commit))
         return batch
 
     def decided(self, number: int, commit: Commit, verdict: streams.Verdict) -> None:

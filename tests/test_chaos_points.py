@@ -25,7 +25,6 @@ from risk.events import Commit, Effect, Request, SnapshotTaken
 from risk.reconcile import Snapshot
 
 ROOT = Path(__file__).resolve().parent.parent
-WRAPPED = {name: make for _, name, make in chaos_risk.places(chaos_risk.Points(Path("none")))}
 
 
 class Died(Exception):
@@ -117,8 +116,10 @@ def test_risk_passes_every_point(point: str, tmp_path: Path, mortal: list[int]) 
     assert mortal == [signal.SIGKILL] and chaos_points.struck(tmp_path)
 
 
-def test_nothing_armed_changes_nothing(tmp_path: Path, mortal: list[int]) -> None:
+def test_nothing_armed_changes_nothing_but_that_it_is_up(tmp_path: Path, mortal: list[int]) -> None:
+    assert not chaos_points.stands(tmp_path, os.getpid())
     live_through(chaos_risk.Points(tmp_path))
+    assert chaos_points.stands(tmp_path, os.getpid())
     assert mortal == [] and not chaos_points.struck(tmp_path)
 
 

@@ -23,6 +23,7 @@ PLAN = [
     Step(9, "clock_skew", 0.2, 3.0, {"kind": "clock_skew", "ms": -1_500}),
     Step(10, "stall", 0.2, 4.0, {}),
     Step(11, "stop_holder", 0.5, 4.0, {"ms": 0}),
+    Step(12, "crash:after_send_entry", 0.5, 0.0, {"passes": 1}),
 ]
 LOSSES = [
     Step(1, "redis_rollback", 1.0, 0.3, {"seconds": 1.5, "kill": True}),
@@ -38,6 +39,7 @@ def test_a_small_plan_bites_and_violates_nothing(tmp_path: Path) -> None:
     assert told["fills"] > 0 and told["positions_equal"] and told["balance_equal"]
     assert told["takeovers"] >= 2 and 0 < told["takeover_ms_max"] <= 5_000
     assert told["naked_ms_max"] <= told["naked_ms_max_over_all"] <= 4_500
+    assert told["crash_points"]["after_send_entry"] == 1 and told["signals_again"] > 0
 
 
 def test_a_redis_that_loses_its_memory_or_its_holder_costs_no_money(tmp_path: Path) -> None:
@@ -45,3 +47,12 @@ def test_a_redis_that_loses_its_memory_or_its_holder_costs_no_money(tmp_path: Pa
     assert told["told"] == {} and told["violations"] == 0
     assert told["faults_missed"] == {} and told["faults_bit"] == len(LOSSES)
     assert told["fills"] > 0 and told["positions_equal"] and told["balance_equal"]
+
+
+def test_without_its_guard_a_second_signal_is_a_second_entry_and_chaos_says_so(
+    tmp_path: Path,
+) -> None:
+    quiet = [Step(1, "script_flush", 6.0, 0.0, {})]
+    told = chaos.run_chaos(tmp_path / "chaos", 1, quiet, 60.0, tell=False, broken="dedupe")
+    assert told["violations"] > 0
+    assert {"one order per client id", "positions agree"} & set(told["told"])

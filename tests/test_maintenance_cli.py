@@ -73,6 +73,8 @@ MISTAKES: list[tuple[list[str], dict[str, str], int, str]] = [
     (["why"], {}, 2, "id"),
     (["chaos", "--seed", "x"], {}, 2, "--seed"),
     (["chaos", "--for", "1"], {}, 2, "--for"),
+    (["chaos", "--kinds", "crash,nothing"], {}, 2, "--kinds"),
+    (["chaos", "--break", "luck"], {}, 2, "fence, query, dedupe, stop, reconcile"),
 ]
 
 

@@ -356,8 +356,28 @@ def test_an_entry_whose_end_is_told_after_its_round_trip_opens_no_second_one(
     else:
         asked = queries(after.wait(1_000))
     question = next(q for q in asked if q.about == entry.about)
-    assert not sends(after.done(question, "FILLED", "1"))
+    done = after.done(question, "FILLED", "1")
+    assert not sends(done)
     assert not after.state.positions and after.state.orders[entry.about].state == "filled"
+    done += after.wait(1_000)
+    legs = [o for o in after.state.orders.values() if o.leg != "e" and not o.terminal]
+    asked_for = {c.about for c in cancels(done)} | {q.about for q in queries(done)}
+    assert {leg.id for leg in legs} <= asked_for  # none is left to the next snapshot
+
+
+def test_an_entry_found_filled_is_protected_and_its_trades_tell_at_once_if_it_is_over() -> None:
+    desk = Desk()
+    desk.signal()
+    after = restart(desk)
+    asked = queries(after.do(SnapshotTaken(snapshot(), START)))[0]
+    done = after.done(asked, "FILLED", "1")
+    assert sends(done, "stop")
+    row = {"symbol": "BTCUSDT", "price": "1000", "qty": "1", "commission": "0.5"}
+    row |= {"commissionAsset": "USDT", "time": int(after.market_ms)}
+    trades = [row | {"id": 1, "orderId": 42, "side": "BUY"}]
+    trades += [row | {"id": 2, "orderId": 43, "side": "SELL"}]
+    after.reply(queries(done, "trades")[0], Done(trades))
+    assert not after.state.positions
 
 
 def test_a_leg_that_an_adopting_holder_sent_before_it_died_is_kept_by_the_next() -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from decimal import Decimal
 
 import pytest
+from redis_writes import commit
 from risk_desk import KEYS, NOT_FOUND, Desk, decisions, ops, queries, sends
 
 import streams
@@ -125,7 +126,7 @@ def test_the_cool_down_survives_a_restart(redis_url: str) -> None:
     async def work() -> State:
         r = streams.connect_async(redis_url)
         await r.set(KEYS.epoch, "1")
-        assert await streams.commit(r, KEYS, epoch=1, ops=written) == "ok"
+        assert await commit(r, 1, written) == "ok"
         made = State(KEYS, desk.state.prefix, "main", epoch=2)
         assert made.rotated_ms < 0
         await rebuild(r, made)

@@ -106,6 +106,20 @@ def test_an_entry_opens_its_script_and_others_follow_in_order() -> None:
     assert [len(batch) for batch in batches] == [2, 2, session.BATCH_MAX, 1]
 
 
+def test_what_is_in_a_hurry_goes_before_all_that_was_not_sent_yet() -> None:
+    async def work() -> list[list[tuple[int, str]]]:
+        held = make_session()
+        for name in "ab":
+            held.queue(Commit(((name,),)))
+        (first,) = [held.next_writes()]
+        held.outbox.extendleft(reversed(first))  # sent once, to be sent again
+        held.queue(Commit((("c",),)))
+        held.queue(Commit((("urgent",),), hurry=True))
+        return [[(n, made.ops[0][0]) for n, made in held.next_writes()]]
+
+    assert asyncio.run(work()) == [[(1, "a"), (2, "b"), (3, "urgent"), (4, "c")]]
+
+
 def test_what_follows_a_write_that_failed_is_written_after_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -154,6 +168,21 @@ def test_a_slow_write_holds_no_protection_back_and_none_goes_out_twice(
         writing.cancel()
 
     asyncio.run(main())
+
+
+def test_what_is_in_a_hurry_is_written_before_all_that_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, stop, _ = Desk().open()
+
+    async def work(held: Session) -> None:
+        monkeypatch.setattr(held.dispatcher, "put", lambda _: None)
+        for name in ("refusal", "refusal"):
+            held.queue(Commit(((name,),)))
+        held.queue(Commit((("leg",),), about=stop.about, then=(stop,), hurry=True))
+        await asyncio.sleep(0.02)
+
+    assert [name for name, _ in writing(monkeypatch, [], work)] == ["leg", "refusal", "refusal"]
 
 
 def test_a_session_that_is_over_sends_nothing_that_waited(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -299,9 +299,7 @@ def test_a_leg_that_no_record_names_yet_is_written_before_it_is_sent_and_only_th
     entry = sends(desk.signal(), "entry")[0]
     stop, target = sends(desk.fill(entry, "1", "1000"))
     held_back = [s for e in desk.effects if isinstance(e, Commit) for s in e.then]
-    assert (
-        stop not in held_back and target not in held_back
-    )  # their ids stand since the entry was decided
+    assert stop not in held_back and target not in held_back  # the entry's record names them
     desk.accepted(stop)
     desk.algo(stop, "CANCELED")
     done = desk.wait(250)
