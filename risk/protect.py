@@ -237,7 +237,7 @@ def order_of(state: State, fill: Fill) -> Order | None:
     """Ours by client id, or by the exchange id that an order or a triggered leg was given."""
     order = state.orders.get(fill.client_id)
     if order is None:
-        order = state.orders.get(state.children.get(fill.order_id, ""))
+        order = state.child(fill.symbol, fill.order_id)
     position = state.positions.get(fill.symbol)
     if order is None and position is not None and not fill.client_id:
         entering = fill.side == position.side  # told by userTrades, which knows no client ids

@@ -65,13 +65,13 @@ def on_order(state: State, o: Mapping[str, Any], now: Now, out: Effects) -> None
     client_id, exchange_id = str(o["c"]), str(o["i"])
     order = state.orders.get(client_id)
     if order is None:
-        order = state.orders.get(state.children.get(exchange_id, ""))
+        order = state.child(str(o["s"]), exchange_id)
     if order is None:
         order = _leg_by_shape(state, o)
     if order is None:
         _by_hand(state, o, client_id, now, out)
     if order is not None:
-        remember(state.children, exchange_id, order.id, ORDERS_KEPT_MAX)
+        remember(state.children, (order.symbol, exchange_id), order.id, ORDERS_KEPT_MAX)
     ops: list[Op] = []
     if order is not None and not order.algo:
         executed = max(decimal(o.get("z")), order.executed)

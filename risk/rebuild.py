@@ -101,7 +101,7 @@ async def _ended_legs(r: redis.asyncio.Redis, state: State) -> None:
 def adopt_order(state: State, order: Order) -> None:
     put_order(state, order)
     if order.exchange_id and not order.algo:
-        state.children[order.exchange_id] = order.id
+        state.children[(order.symbol, order.exchange_id)] = order.id
 
 
 async def _pages(

@@ -96,7 +96,7 @@ def take_answer(
     executed = max(decimal(body.get("executedQty")), order.executed)
     exchange_id = str(body.get("orderId") or order.exchange_id)
     if exchange_id:
-        remember(state.children, exchange_id, order.id, ORDERS_KEPT_MAX)
+        remember(state.children, (order.symbol, exchange_id), order.id, ORDERS_KEPT_MAX)
     fresh = executed > order.executed
     made = replace(order, executed=executed, exchange_id=exchange_id)
     made = advance(made, status, int(now.market_ms)) if status else made
@@ -217,7 +217,7 @@ def _algo_from_rest(body: Mapping[str, Any]) -> dict[str, str]:
 def take_algo(state: State, order: Order, told: Mapping[str, str], now: Now, out: Effects) -> None:
     """A resident leg's state as told by REST or by the user stream."""
     if told["order_id"]:
-        remember(state.children, told["order_id"], order.id, ORDERS_KEPT_MAX)
+        remember(state.children, (order.symbol, told["order_id"]), order.id, ORDERS_KEPT_MAX)
     status = ALGO_STATES.get(told["status"], "")
     made = replace(order, exchange_id=told["algo_id"] or order.exchange_id)
     made = advance(made, status, int(now.market_ms), told["reason"]) if status else made

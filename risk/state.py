@@ -78,7 +78,7 @@ class State:
     funding: dict[str, Funding] = field(default_factory=dict)
     # ours
     orders: dict[str, Order] = field(default_factory=dict)  # by client id
-    children: dict[str, str] = field(default_factory=dict)  # exchange order id -> client id
+    children: dict[tuple[str, str], str] = field(default_factory=dict)  # symbol, id -> client id
     positions: dict[str, Position] = field(default_factory=dict)
     money: Money = field(default_factory=Money)
     foreign: set[str] = field(default_factory=set)  # symbols with somebody else's position, order
@@ -120,6 +120,10 @@ class State:
 
     def make_id(self, cause: str, leg: str, revision: int = 0) -> str:
         return client_id(self.prefix, cause, leg, revision)
+
+    def child(self, symbol: str, exchange_id: str) -> Order | None:
+        """Our order behind an exchange order id, which is unique within its symbol only."""
+        return self.orders.get(self.children.get((symbol, exchange_id), ""))
 
     def is_ours(self, order_id: str) -> bool:
         return order_id.startswith(f"ag{self.prefix}")

@@ -608,6 +608,19 @@ def test_a_fee_in_bnb_counts_by_its_worth(mark: str | None, worth: str) -> None:
     assert [(e["amount"], e["asset"]) for e in told] == [("-0.001", "BNB")]
 
 
+def test_an_exchange_id_names_an_order_within_its_symbol_only() -> None:
+    desk = Desk()
+    desk.open("ETHUSDT")
+    entry = sends(desk.signal(), "entry")[0]
+    desk.done(entry, "FILLED", "1")  # order 42 of BTCUSDT
+    asked = orders.trades_request("ETHUSDT", 0)
+    before = desk.state.positions["BTCUSDT"]
+    desk.reply(asked, Done([trade_row(desk, 9, 42) | {"symbol": "ETHUSDT"}]))
+    assert desk.state.positions["BTCUSDT"] == before
+    told = desk.state.positions["ETHUSDT"]
+    assert told.qty > Decimal(1)  # an addition by hand
+
+
 def test_a_close_by_hand_told_by_its_trade_is_counted() -> None:
     desk = Desk()
     entry, _, _ = desk.open()
