@@ -109,9 +109,11 @@ def come_to_rest(rig: Rig, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
 
     def agree() -> bool:
         nonlocal held
+        if waiting(rig) or not rig.trading():
+            return False  # asked before the positions: what is decided now may open one
         books = audit.audit(rig.ledger(), chaos_check.FOREVER)
         held = rig.positions(), dict(books.positions)
-        return held[0] == held[1] and bool(rig.trading()) and not waiting(rig)
+        return held[0] == held[1]
 
     try:
         rig.wait(agree, REST_S_MAX, "positions to agree at rest")
@@ -121,7 +123,7 @@ def come_to_rest(rig: Rig, run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def waiting(rig: Rig) -> int:
-    """Signals and commands not read, or read and not acknowledged."""
+    """Signals and commands not read, or read and not acknowledged; entries without an end."""
     found = 0
     for key in (rig.keys.signals, rig.keys.commands):
         try:
@@ -129,7 +131,8 @@ def waiting(rig: Rig) -> int:
         except redis.exceptions.ResponseError:  # deleted: risk makes it again
             return 1
         found += sum(int(group["pending"]) + int(group.get("lag") or 0) for group in groups)
-    return found
+    open_ids: set[str] = rig.r.smembers(rig.keys.orders_open)  # a signal turns into them
+    return found + sum(audit.leg_of(name) == "e" for name in open_ids)
 
 
 def close_all(rig: Rig, run: Run) -> None:

@@ -246,7 +246,8 @@ def _loss(kind: str, chance: random.Random, ttl_s: float) -> tuple[dict[str, Any
         times = chance.randint(1, TIMES_MAX)
         return {"of": of, "bytes": [chance.randrange(most) for _ in range(times)]}, 0.0
     if kind in STREAM_LOSS_KINDS:
-        return {"key": chance.choice(("signals", "commands"))}, 0.0
+        key = chance.choice(("signals", "commands"))
+        return {"key": "signals" if kind == "stream_trimmed" else key}, 0.0
     if kind in ("partition_holder", "partition_all"):
         return {}, round(ttl_s * chance.uniform(1.2, 2.2), 3)  # beyond the lease
     return {}, hold_s
