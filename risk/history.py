@@ -75,7 +75,7 @@ def on_history(state: State, event: HistoryRead, now: Now, out: Effects) -> None
         fill = fill_from_trade(row)
         if fill.key in state.seen:
             continue
-        fill = replace(fill, client_id=names.get(fill.order_id, ""))
+        fill = replace(fill, client_id=names.get((fill.symbol, fill.order_id), ""))
         order = state.orders.get(fill.client_id) or history.known.get(fill.client_id)
         if _count(state, fill, order, now, out):
             found, first_ms = found + 1, min(first_ms, fill.ms)
@@ -90,20 +90,22 @@ def on_history(state: State, event: HistoryRead, now: Now, out: Effects) -> None
 # --- orders ------------------------------------------------------------------------------------
 
 
-def _take_orders(state: State, history: History, now: Now, out: Effects) -> dict[str, str]:
-    """Orders of ours as the exchange knows them; exchange order id -> client id."""
-    names: dict[str, str] = {}
+def _take_orders(
+    state: State, history: History, now: Now, out: Effects
+) -> dict[tuple[str, str], str]:
+    """Orders of ours as the exchange knows them; symbol and exchange order id -> client id."""
+    names: dict[tuple[str, str], str] = {}
     stems = {order.id[:CAUSE_END]: order.cause for order in history.known.values()}
     stems |= {order.id[:CAUSE_END]: order.cause for order in state.orders.values()}
     plans = _plans(state, history.algos)
     for row in history.orders:
-        names[str(row["orderId"])] = str(row["clientOrderId"])
+        names[str(row["symbol"]), str(row["orderId"])] = str(row["clientOrderId"])
     for row in history.algos:
         if state.is_ours(str(row["clientAlgoId"])) and row.get("actualOrderId"):
-            names[str(row["actualOrderId"])] = str(row["clientAlgoId"])
-    for order_id, client_id in names.items():
+            names[str(row["symbol"]), str(row["actualOrderId"])] = str(row["clientAlgoId"])
+    for place, client_id in names.items():
         if state.is_ours(client_id):
-            remember(state.children, order_id, client_id, ORDERS_KEPT_MAX)
+            remember(state.children, place, client_id, ORDERS_KEPT_MAX)
     rows = [(row, "clientOrderId") for row in history.orders]
     for row, field in [*rows, *((row, "clientAlgoId") for row in history.algos)]:
         client_id = str(row[field])

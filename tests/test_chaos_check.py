@@ -36,7 +36,8 @@ def test_every_kind_comes_once_before_any_comes_twice() -> None:
 def test_every_kind_has_its_blow() -> None:
     assert set(chaos_account.KINDS) == set(chaos_venue.BLOWS)
     others = {*chaos_plan.PROCESS_KINDS, *chaos_plan.REDIS_KINDS, *chaos_plan.ACT_KINDS}
-    others |= {*chaos_plan.VENUE_KINDS, *chaos_account.KINDS}
+    others |= {*chaos_plan.VENUE_KINDS, *chaos_account.KINDS, *chaos_plan.LOSS_KINDS}
+    others |= {*chaos_plan.CRASH_KINDS}
     assert others == set(chaos_plan.KINDS) and len(others) == len(chaos_plan.KINDS)
 
 
