@@ -472,6 +472,18 @@ def test_a_take_over_excuses_no_longer_than_it_may_last() -> None:
     assert not chaos_check.stops_over_all(banned)
 
 
+@pytest.mark.parametrize(("at_ms", "wrong"), [(2_999, 0), (400, 1), (5_600, 1)])
+def test_a_successor_that_dies_as_well_leaves_a_take_over_of_its_own(
+    at_ms: int, wrong: int
+) -> None:
+    """Neither piece may be longer than one take-over."""
+    late = Ledger()
+    start_ms = late.wall_ms
+    late.round_trip(naked_ms=6_000)
+    dead = replace(good(), ledger=late.events, deaths=[start_ms + at_ms])
+    assert len(chaos_check.stops_over_all(replace(dead, naked_ms_max_over_all=2_100))) == wrong
+
+
 def test_orders_at_rest_are_those_without_an_end() -> None:
     ledger = Ledger()
     ledger.order("a1")
