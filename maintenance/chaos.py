@@ -47,7 +47,7 @@ from maintenance.chaos_signals import Source
 
 SEED_END: Final = 1 << 31
 READY_S_MAX: Final = 30.0  # until a holder trades, at the start and after a fault
-REST_S_MAX: Final = 40.0  # until everything agrees after the last fault
+REST_S_MAX: Final = 75.0  # until everything agrees: what a mute stream hid, risk finds in a minute
 CLOSE_S_MAX: Final = 40.0
 SECONDS: Final = (5, 86_400)
 TTL_S: Final = 3.0
