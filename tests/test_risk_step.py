@@ -612,13 +612,12 @@ def test_an_exchange_id_names_an_order_within_its_symbol_only() -> None:
     desk = Desk()
     desk.open("ETHUSDT")
     entry = sends(desk.signal(), "entry")[0]
-    desk.done(entry, "FILLED", "1")  # order 42 of BTCUSDT
-    asked = orders.trades_request("ETHUSDT", 0)
-    before = desk.state.positions["BTCUSDT"]
-    desk.reply(asked, Done([trade_row(desk, 9, 42) | {"symbol": "ETHUSDT"}]))
-    assert desk.state.positions["BTCUSDT"] == before
-    told = desk.state.positions["ETHUSDT"]
-    assert told.qty > Decimal(1)  # an addition by hand
+    desk.done(entry, "EXPIRED", "0")  # order 42 of BTCUSDT, without an execution
+    query = orders.trades_request("ETHUSDT", 0)
+    done = desk.reply(query, Done([trade_row(desk, 9, 42) | {"symbol": "ETHUSDT"}]))
+    assert list(desk.state.positions) == ["ETHUSDT"]
+    told = ops(done, "xadd_once", KEYS.fills)[0][2]
+    assert (told["leg"], told["order"]) != ("entry", entry.about)
 
 
 def test_a_close_by_hand_told_by_its_trade_is_counted() -> None:
