@@ -233,6 +233,7 @@ def _partition_holder(rig: Rig, step: Step) -> bool:
     if not name:
         return False
     rig.proxy.cut_off([name])
+    rig.dead_ms = wall_ms()
     try:
         time.sleep(step.hold_s)
         taken = _within(rig, lambda: rig.trading(epoch))
