@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import redis.exceptions
 
+from clock import wall_ms
 from maintenance.chaos_plan import Step
 from maintenance.chaos_rig import PAGE, Rig
 from venue.orders import CLOSED_KEPT
