@@ -36,7 +36,11 @@ N_KLINES = _AT["klines"]
 @step
 def analyse(a: Arrays, s: int, t: int, count: int, ev: Events, n: int, where: Ints) -> int:
     """Indicators, then structure, of the closed candle that `count` ends with."""
-    step_indicators(a.ind[s, t], a.closed[s, t], a.closed_at[s, t], count)
+    slot = (count - 1) & HISTORY_MASK
+    step_indicators(
+        a.ind[s, t], a.closed[s, t, slot], a.closed_at[s, t, slot], a.closed[s, t], count - 1,
+        STEP_MS[t],
+    )  # fmt: skip
     return step_structure(
         a.smc[s, t], a.zones[s, t], a.ind[s, t], a.closed[s, t], a.closed_at[s, t], count,
         STEP_MS[t], ev, n, where,

@@ -54,6 +54,7 @@ from brain.events import (
 )
 from brain.follow import arm, disarm_all, follow_time, follow_trade, refresh_all
 from brain.history import announce, forget, take_bar, take_gap
+from brain.indicators import forming_indicators
 from brain.jit import entry, step
 from brain.state import (
     ACTIVE,
@@ -388,6 +389,9 @@ def warm() -> None:
     arm(state.arrays, 0, 0, 1, 0, 1, 0, 1, 1.0, 0.5, 2.0)
     disarm_all(state.arrays, 0)
     refresh_all(state.arrays)
+    a = state.arrays
+    row = np.zeros(a.ind.shape[-1])
+    forming_indicators(a.ind[0, 0], a.forming[0, 0], 0, a.closed[0, 0], 0, 60_000, row)
 
 
 assert len(TIMEFRAMES_MIN) == TIMEFRAMES and (OPEN, HIGH, LOW) == (0, 1, 2)

@@ -99,6 +99,20 @@ def _push(zones: Floats, top: float, bottom: float, origin_ms: float) -> None:
 
 
 @step
+def gap_side(first_high: float, first_low: float, last_high: float, last_low: float) -> int:
+    """+1 when the last of three bars lies wholly above the first, -1 below, else 0."""
+    if last_low > first_high:
+        return 1
+    return -1 if last_high < first_low else 0
+
+
+@step
+def reached(side: int, edge: float, high: float, low: float) -> bool:
+    """Price came back down (side +1) or up (-1) to an edge of a zone."""
+    return low <= edge if side > 0 else high >= edge
+
+
+@step
 def _touch(
     zones: Floats, side: int, high: float, low: float, is_gap: bool, ev: Events, n: int, where: Ints
 ) -> int:
@@ -108,13 +122,11 @@ def _touch(
             continue
         top, bottom, origin = zones[i, Z_TOP], zones[i, Z_BOTTOM], zones[i, Z_ORIGIN_MS]
         near, far = (top, bottom) if side > 0 else (bottom, top)
-        if side > 0:
-            reached = low <= near
-            ended = low <= far if is_gap else low < far
-        else:
-            reached = high >= near
-            ended = high >= far if is_gap else high > far
-        if reached and zones[i, Z_TOUCHED] == 0.0:
+        if not reached(side, near, high, low):
+            continue
+        pierced = low < far if side > 0 else high > far
+        ended = reached(side, far, high, low) if is_gap else pierced
+        if zones[i, Z_TOUCHED] == 0.0:
             zones[i, Z_TOUCHED] = 1.0
             n = _note(ev, n, where, FVG_TOUCH if is_gap else BLOCK_TOUCH, side, near, far, origin)
         if ended:
@@ -231,10 +243,11 @@ def _gap(
     last, middle = (count - 1) & HISTORY_MASK, (count - 2) & HISTORY_MASK
     first = (count - 3) & HISTORY_MASK
     high, low = bars[first, HIGH], bars[first, LOW]
-    if bars[last, LOW] > high and bars[middle, CLOSE] > high:
+    side = gap_side(high, low, bars[last, HIGH], bars[last, LOW])
+    if side > 0 and bars[middle, CLOSE] > high:
         _push(zones[0], bars[last, LOW], high, opens[middle])
         return _note(ev, n, where, FVG, 1, bars[last, LOW], high, opens[middle])
-    if bars[last, HIGH] < low and bars[middle, CLOSE] < low:
+    if side < 0 and bars[middle, CLOSE] < low:
         _push(zones[1], low, bars[last, HIGH], opens[middle])
         return _note(ev, n, where, FVG, -1, bars[last, HIGH], low, opens[middle])
     return n

@@ -1,7 +1,8 @@
 """What a rule sees of the market at a close: closed candles, indicators and structure, no future.
 
-Everything is read-only and lazy: a rule that looks at three numbers pays for three. The forming bar
-is not in here. `timeframe` arguments default to the timeframe of the candle that closed.
+Everything is read-only and lazy: a rule that looks at three numbers pays for three. `timeframe`
+arguments default to the timeframe of the candle that closed. Only `forming` speaks of candles that
+are not over: as they were at the very record that closed this one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from brain import smc
-from brain.indicators import OUTPUTS
+from brain.candles import STEP_MS
+from brain.indicators import OUTPUTS, forming_indicators
 from brain.state import (
     ASK,
     BAR_FIELDS,
@@ -72,6 +74,8 @@ class Indicators(NamedTuple):
     vwap: float
     volume_mean: float
     imbalance: float
+    tick_rate: float
+    tick_z: float
 
 
 assert Indicators._fields == OUTPUTS
@@ -187,6 +191,10 @@ class CandleView:
             self._seen[timeframe] = Indicators._make(values)
         return self._seen[timeframe]
 
+    def forming(self, timeframe: str | None = None) -> Indicators:
+        """The indicators as they would be if this timeframe's forming candle closed now."""
+        return forming(self.arrays, self.row, INDEX[timeframe or self.timeframe])
+
     def structure(self, timeframe: str | None = None) -> Structure:
         x = self.arrays.smc[self.row, INDEX[timeframe or self.timeframe]].tolist()
         return Structure(
@@ -235,6 +243,16 @@ class CandleView:
             total += weight * (up - down)
             weight_known += weight
         return total / weight_known if weight_known else 0.0
+
+
+def forming(arrays: Arrays, row: int, t: int) -> Indicators:
+    """Indicators with the forming candle in them, computed from the closed state, which stays."""
+    made = np.empty(arrays.ind.shape[-1])
+    forming_indicators(
+        arrays.ind[row, t], arrays.forming[row, t], int(arrays.forming_at[row, t]),
+        arrays.closed[row, t], int(arrays.counts[row, t]), int(STEP_MS[t]), made,
+    )  # fmt: skip
+    return Indicators._make(made[: len(OUTPUTS)].tolist())
 
 
 def _frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
