@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from benchmarks.report import Result
 from brain import kernel
+from brain.closing import WHERE
 from brain.state import (
     COUNT,
     HIGH,
@@ -118,7 +119,7 @@ class Desk:
         self.raw = kernel.raw_view(self.slots)
         self.words = np.zeros(WORDS, np.int64)
         self.stats = np.zeros(COUNTERS_MAX, np.int64)
-        self.where = np.zeros(8, np.int64)
+        self.where = np.zeros(WHERE, np.int64)
         self.masks = np.zeros(TIMEFRAMES, np.int64)
         self.events = kernel.new_events()
         self.seq, self.words[HEAD] = 0, len(records)

@@ -19,7 +19,12 @@ from ring import BRAIN_COUNTERS
 EVERY_CLOSE: Final = -1  # a stop mask: ask at every close, whatever its structure
 
 # where: the record at hand, handed through the kernels
-W_SYMBOL, W_TIMEFRAME, W_BAR_MS, W_KNOWN_NS, W_RECV_NS, W_EMIT, W_FLAGS, W_STOP = range(8)
+(
+    W_SYMBOL, W_TIMEFRAME, W_BAR_MS, W_KNOWN_NS, W_RECV_NS, W_EMIT, W_FLAGS,
+    W_STOP,  # a candle closed on which a rule must be asked
+    W_PARTIAL,  # rows ran out within a record: what it closes is not all closed yet
+) = range(9)  # fmt: skip
+WHERE: Final = 9
 
 _AT = {name: index for index, name in enumerate(BRAIN_COUNTERS)}
 N_RECORDS, N_TRADES, N_QUOTES, N_MARKS = (_AT[x] for x in ("records", "trades", "quotes", "marks"))

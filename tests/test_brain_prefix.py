@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from brain_bench import announced, lively_market, random_market, table
+from brain_bench import announced, clock, lively_market, random_market, table
 from market_files import read_session, trade_sessions
 from witness import KINDS, Fact, by_kind, known_until, peeking, violations, witness
 
@@ -91,3 +91,17 @@ def test_records_after_the_head_are_not_read() -> None:
     other["a"][later] *= 1.01
     ns = int(recs["exch_ns"][:cut].max())
     assert violations(witness(recs, symbols), witness(other, symbols), ns) == []
+
+
+@pytest.mark.parametrize("event_rows", [170, 200, 333])
+def test_events_that_run_out_of_rows_change_no_signal(event_rows: int) -> None:
+    """One record may close more bars than there are rows for; it is then taken in parts."""
+    minute_ns = 60_000_000_000
+    rows = [r for r in lively_market(11, 6, 300, per_minute=4) if r[0] % minute_ns or not r[0]]
+    first = rows[-1][0] // minute_ns - 299
+    rows += [clock((first + m) * 60_000 + 1_000) for m in range(1, 300)]
+    recs = table(sorted(rows, key=lambda row: row[0]))
+    whole = by_kind(witness(recs, 6))
+    parts = by_kind(witness(recs, 6, event_rows=event_rows))
+    assert len(whole["effect"]) > 100
+    assert parts["event"] == whole["event"] and parts["effect"] == whole["effect"]
