@@ -13,7 +13,7 @@ from brain.events import CLOSE_EVENT, CLOSE_EVENTS_MAX, OUTCOME, TIMEOUT, Events
 from brain.indicators import step_indicators
 from brain.jit import step
 from brain.smc import step_structure
-from brain.state import COUNT, FOLLOWED, HISTORY, HISTORY_MASK, Arrays, Ints
+from brain.state import COUNT, DAYS, FOLLOWED, HISTORY, HISTORY_MASK, Arrays, Ints
 from ring import BRAIN_COUNTERS
 
 EVERY_CLOSE: Final = -1  # a stop mask: ask at every close, whatever its structure
@@ -48,7 +48,7 @@ def analyse(a: Arrays, s: int, t: int, count: int, ev: Events, n: int, where: In
     )  # fmt: skip
     return step_structure(
         a.smc[s, t], a.zones[s, t], a.ind[s, t], a.closed[s, t], a.closed_at[s, t], count,
-        STEP_MS[t], ev, n, where,
+        a.closed[s, DAYS], a.closed_at[s, DAYS], a.counts[s, DAYS], STEP_MS[t], ev, n, where,
     )  # fmt: skip
 
 
