@@ -23,10 +23,21 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 import numpy as np  # noqa: E402
 import numpy.typing as npt  # noqa: E402
 import pandas as pd  # noqa: E402
+from conftest import DATA  # noqa: E402
+from market_files import read_candles  # noqa: E402
 from naive.smc_package import Book, f32  # noqa: E402
 from smartmoneyconcepts import smc as package  # noqa: E402
+from talib_parity import (  # noqa: E402
+    closed_errors,
+    forming_errors,
+    from_candles,
+    from_walk,
+    merged,
+    table_of,
+)
 
 LENGTHS = (3, 5, 10)
+LEAST = 3  # candles that the package wants
 PIP = 2.1  # no multiple of a quarter: nothing lies on the edge of a band
 Table = dict[int, tuple[float, ...]]
 FUNCTIONS = ("swings", "fvg", "fvg joined", "bos/choch", "ob bull", "ob bear", "liquidity")
@@ -137,10 +148,26 @@ def compare(
     wanted = None if prefixes is None else set(prefixes)
     for t, row in enumerate(ohlcv.tolist()):
         book.push(*row)
-        if t >= 2 and (wanted is None or t + 1 in wanted):
+        if t + 1 >= LEAST and (wanted is None or t + 1 in wanted):
             tally.add(by_engine(book), by_package(ohlcv[: t + 1], length, pip))
     for name in FUNCTIONS:
         tally.streams[name] += 1
+
+
+def indicator_columns(seed: int) -> list[tuple[str, dict[str, float]]]:
+    """Worst errors of closed and forming candles on random, shifting and, where at hand, real
+    streams; the shifting and the real ones beside exact sums where TA-Lib's own total drifts."""
+    walks = [from_walk(seed + k, 2_000, step) for k in range(3) for step in (0.2, 1.0)]
+    shifting = from_walk(seed, 100_000, shifts=True)
+    columns = [
+        ("6 x 2,000 closed", merged(closed_errors(walk) for walk in walks)),
+        ("300 forming (peek)", forming_errors(from_walk(seed, 360))),
+        ("100,000 shifting", closed_errors(shifting, exact=True)),
+    ]
+    for path in sorted(DATA.glob("candles/*_1m_*.csv.gz")):
+        real = from_candles(*read_candles(path))
+        columns.append((f"{len(real.prices):,} real", closed_errors(real, exact=True)))
+    return columns
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -150,6 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=None)
     args: Any = parser.parse_args(argv)
     seed = int(time.time()) if args.seed is None else args.seed
+    print(table_of(indicator_columns(seed)), flush=True)
     print(f"seed {seed}, {args.candles} candles a stream, swing lengths {LENGTHS} in turn")
     tally = Tally()
     for k in range(args.streams):

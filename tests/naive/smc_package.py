@@ -98,6 +98,9 @@ class Book:
     joined: list[list[float]] = field(default_factory=list)
     break_log: dict[int, list[float]] = field(default_factory=dict)  # swing: code side level broken
     swept: dict[int, int] = field(default_factory=dict)  # swing: first candle a pip beyond it
+    unbroken: list[int] = field(default_factory=list)
+    unswept: list[tuple[int, int]] = field(default_factory=list)
+    untouched: list[list[float]] = field(default_factory=list)
     sides: tuple[Blocks, Blocks] = field(default_factory=lambda: (Blocks(1), Blocks(-1)))
 
     def push(self, o: float, h: float, low: float, c: float, v: float) -> None:
@@ -110,12 +113,14 @@ class Book:
         t = len(self.close) - 1
         self._touch(t)
         self._gap(t)
-        for index, row in self.break_log.items():
-            if not row[3] and t >= index + 2:
-                row[3] = t if self._beyond(t, row) else 0
-        for index, side in self.turns:
-            if index not in self.swept and self._a_pip_beyond(index, side, t):
+        for index in self.unbroken:
+            row = self.break_log[index]
+            row[3] = t if t >= index + 2 and self._beyond(t, row) else 0
+        self.unbroken = [index for index in self.unbroken if not self.break_log[index][3]]
+        for index, side in self.unswept:
+            if self._a_pip_beyond(index, side, t):
                 self.swept[index] = t
+        self.unswept = [turn for turn in self.unswept if turn[0] not in self.swept]
         self._turn(t)
         for blocks in self.sides:
             self._settle(blocks, t)
@@ -138,11 +143,14 @@ class Book:
             if not (self.high[i] > self.high[last] if side > 0 else self.low[i] < self.low[last]):
                 return
             self.swept.pop(last, None)
+            self.unswept = [turn for turn in self.unswept if turn[0] != last]
             self.turns.pop()
         self.turns.append((i, side))
         for j in range(i + 1, t + 1):
             if i not in self.swept and self._a_pip_beyond(i, side, j):
                 self.swept[i] = j
+        if i not in self.swept:
+            self.unswept.append((i, side))
         self._pattern(t)
 
     def level(self, turn: tuple[int, int]) -> float:
@@ -173,6 +181,8 @@ class Book:
                 row[3] = j
                 break
         self.break_log[index] = row
+        if not row[3]:
+            self.unbroken.append(index)
 
     def breaks(self) -> dict[int, Row]:
         """index: (0 BOS or 1 CHoCH, side, level, broken); those broken before any later one."""
@@ -197,18 +207,19 @@ class Book:
             (self.low[t], self.high[t - 2]) if side > 0 else (self.low[t - 2], self.high[t])
         )
         self.gap_log.append([t - 1, side, top, bottom, 0])
+        self.untouched.append(self.gap_log[-1])
         if self.joined and self.joined[-1][0] == t - 2 and self.joined[-1][1] == side:
             last = self.joined.pop()
             top, bottom = max(top, last[2]), min(bottom, last[3])
         self.joined.append([t - 1, side, top, bottom, 0])
+        self.untouched.append(self.joined[-1])
 
     def _touch(self, t: int) -> None:
-        for log in (self.gap_log, self.joined):
-            for row in log:
-                if not row[4] and t >= row[0] + 2:
-                    side = int(row[1])
-                    if reached(side, row[2] if side > 0 else row[3], self.high[t], self.low[t]):
-                        row[4] = t
+        for row in self.untouched:
+            side = int(row[1])
+            if reached(side, row[2] if side > 0 else row[3], self.high[t], self.low[t]):
+                row[4] = t
+        self.untouched = [row for row in self.untouched if not row[4]]
 
     def gaps(self, join: bool = False) -> dict[int, Row]:
         """middle: (side, top, bottom, mitigated)."""
