@@ -278,8 +278,11 @@ def _sessions(x: Floats, open_ms: int, bar: Floats) -> None:
 
 
 @step
-def _leg(bars: Floats, count: int, seen: int, size: int) -> int:
-    """-1 when the bar `size` ago is above all since, +1 when below all, else 0."""
+def _leg(bars: Floats, count: int, seen: int, size: int, leg: float) -> int:
+    """-1 when the bar `size` ago is above all since, +1 when below all, else 0.
+
+    One that is both turns the leg, whichever way it went: highs and lows have the same rights.
+    """
     if seen <= size:
         return 0
     highest, lowest = -np.inf, np.inf
@@ -288,9 +291,10 @@ def _leg(bars: Floats, count: int, seen: int, size: int) -> int:
         highest = max(highest, bars[slot, HIGH])
         lowest = min(lowest, bars[slot, LOW])
     slot = (count - 1 - size) & HISTORY_MASK
-    if bars[slot, HIGH] > highest:
-        return -1
-    return 1 if bars[slot, LOW] < lowest else 0
+    above, below = bars[slot, HIGH] > highest, bars[slot, LOW] < lowest
+    if above and below:
+        return 1 if leg < 0.0 else -1
+    return -1 if above else int(below)
 
 
 @step
@@ -299,7 +303,7 @@ def _pivot(
     n: int, where: Ints,
 ) -> tuple[int, int]:  # fmt: skip
     """Register a pivot when the leg turns. Returns (n, side: +1 high, -1 low, 0 none)."""
-    now = _leg(bars, count, seen, size)
+    now = _leg(bars, count, seen, size, x[base + LEG])
     if now == 0 or now == x[base + LEG]:
         return n, 0
     x[base + LEG] = now

@@ -27,6 +27,7 @@ from brain.state import (
     LAST,
     LOW,
     MARK_PRICE,
+    OPEN,
     VOLUME,
     Arrays,
     Floats,
@@ -155,7 +156,9 @@ class CandleView:
     taker_fee: float  # of one side
     arrays: Arrays
     row: int
-    _seen: dict[str, Any] = field(default_factory=dict, repr=False)  # what was looked up already
+    _seen: dict[str | int, Any] = field(
+        default_factory=dict, repr=False
+    )  # what was looked up already
 
     def happened(self, name: str, side: int) -> bool:
         """Did this close bring a structure event of this name (smc.CODES) and side?"""
@@ -167,6 +170,9 @@ class CandleView:
         if count <= back:
             return float("nan")
         return float(self.arrays.closed[self.row, t, (count - 1 - back) & HISTORY_MASK, field])
+
+    def open(self, timeframe: str | None = None) -> float:
+        return self._newest(timeframe, OPEN)
 
     def close(self, timeframe: str | None = None) -> float:
         return self._newest(timeframe, CLOSE)
@@ -233,7 +239,13 @@ class CandleView:
         return forming(self.arrays, self.row, INDEX[timeframe or self.timeframe])
 
     def structure(self, timeframe: str | None = None) -> Structure:
-        x = self.arrays.smc[self.row, INDEX[timeframe or self.timeframe]].tolist()
+        t = INDEX[timeframe or self.timeframe]
+        if t not in self._seen:
+            self._seen[t] = self._structure(t)
+        return self._seen[t]
+
+    def _structure(self, t: int) -> Structure:
+        x = self.arrays.smc[self.row, t].tolist()
         return Structure(
             bias=int(x[smc.BIAS]),
             swing_bias=int(x[smc.SWING + smc.BIAS]),

@@ -97,6 +97,13 @@ def closed_rows(s: Stream) -> Array:
     bench, rows = Bench(), []
     bench.masks[0] = -1
     bench.feed(table(announced()))
+    made = as_trades(s)
+    bench.feed(made, on_events=lambda _: rows.append(bench.state.arrays.ind[0, 0].copy()))
+    return np.array(rows)[:, : len(OUTPUTS)]
+
+
+def as_trades(s: Stream) -> npt.NDArray[Any]:
+    """The stream as TRADE records of row 0."""
     n, total = len(s.prices), int((4 + s.repeats).sum())
     made = np.zeros(total, rec.RECORD)
     at = np.repeat(np.arange(n), 4 + s.repeats)
@@ -106,8 +113,7 @@ def closed_rows(s: Stream) -> Array:
     made["a"] = s.prices[at, np.minimum(k, 3)]
     made["b"] = np.where(k < 4, s.quantities[at, np.minimum(k, 3)], 0.0)
     made["flags"] = np.where(k < 2, 0, rec.BUYER_MAKER)
-    bench.feed(made, on_events=lambda _: rows.append(bench.state.arrays.ind[0, 0].copy()))
-    return np.array(rows)[:, : len(OUTPUTS)]
+    return made
 
 
 def rolling(values: Array, of: Callable[[Array], float]) -> Array:

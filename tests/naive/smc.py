@@ -29,23 +29,27 @@ class Zone:
     touched: bool = False
 
 
-def leg_at(candles: list[Candle], t: int, size: int) -> int:
-    """+1 when the bar `size` ago is below all its successors, -1 when above all, else 0."""
+def leg_at(candles: list[Candle], t: int, size: int, leg: int) -> int:
+    """+1 when the bar `size` ago is below all its successors, -1 when above all, else 0; one that
+    is both turns the leg."""
     if t < size:
         return 0
     after = candles[t - size + 1 : t + 1]
+    turns = set()
     if candles[t - size][2] > max(c[2] for c in after):
-        return -1
+        turns.add(-1)
     if candles[t - size][3] < min(c[3] for c in after):
-        return 1
-    return 0
+        turns.add(1)
+    if len(turns) == 2:
+        return -leg or -1
+    return turns.pop() if turns else 0
 
 
 def pivots(candles: list[Candle], size: int) -> list[tuple[int, int, int]]:
     """(known index, pivot index, +1 high / -1 low), registered only when the leg turns."""
     out, leg = [], 0
     for t in range(len(candles)):
-        now = leg_at(candles, t, size)
+        now = leg_at(candles, t, size, leg)
         if now and now != leg:
             leg = now
             out.append((t, t - size, -now))
