@@ -11,7 +11,7 @@ from typing import Final
 from brain.candles import STEP_MS, append_closed, start_forming
 from brain.events import CLOSE_EVENT, CLOSE_EVENTS_MAX, OUTCOME, TIMEOUT, Events, emit
 from brain.indicators import step_indicators
-from brain.jit import step
+from brain.jit import inlined, step
 from brain.smc import step_structure
 from brain.state import COUNT, DAYS, FOLLOWED, HISTORY, HISTORY_MASK, Arrays, Ints
 from ring import BRAIN_COUNTERS
@@ -38,7 +38,7 @@ N_SKIPPED, N_OUTCOMES, N_TIMEOUTS = (_AT[x] for x in ("skipped", "outcomes", "ti
 N_KLINES = _AT["klines"]
 
 
-@step
+@inlined
 def analyse(a: Arrays, s: int, t: int, count: int, ev: Events, n: int, where: Ints) -> int:
     """Indicators, then structure, of the closed candle that `count` ends with."""
     slot = (count - 1) & HISTORY_MASK
@@ -52,7 +52,7 @@ def analyse(a: Arrays, s: int, t: int, count: int, ev: Events, n: int, where: In
     )  # fmt: skip
 
 
-@step
+@inlined
 def close_bar(
     a: Arrays, s: int, t: int, ev: Events, n: int, where: Ints, stop_masks: Ints, stats: Ints
 ) -> int:

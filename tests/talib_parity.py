@@ -190,9 +190,10 @@ def worst(got: Array, want: Array, least: float | Array = 1e-300) -> float:
 
 
 def sizes_of(want: dict[str, Any]) -> dict[str, Any]:
-    """What an error is relative to, at least: a share of -1..1 to 1; MACD's signal, which crosses
-    zero, to the line that it is the mean of."""
-    return {"imbalance": 1.0, "macd_signal": np.abs(want["macd"])}
+    """What an error is relative to, at least: a share of -1..1 to 1; MACD and its signal, which
+    cross zero, to a ten-thousandth of the price, about as much as they usually are."""
+    usual = 1e-4 * np.abs(want["ema21"])
+    return {"imbalance": 1.0, "macd": usual, "macd_signal": usual}
 
 
 def closed_errors(s: Stream, exact: bool = False) -> dict[str, float]:
