@@ -20,6 +20,7 @@ from benchmarks.report import Result
 from brain import smc
 from brain.closing import W_BAR_MS, W_EMIT, W_FLAGS, WHERE, analyse
 from brain.events import STRUCTURE
+from brain.history import reset_analysis
 from brain.indicators import OUTPUTS, WINDOW, step_indicators
 from brain.kernel import new_events
 from brain.state import HISTORY, Arrays, memory_state
@@ -46,6 +47,7 @@ def walk(candles: int) -> Array:
 
 @njit(nogil=True)
 def _indicators(a: Any, candles: Any) -> None:
+    reset_analysis(a, 0, 0)
     for i in range(len(candles)):
         slot = i & (HISTORY - 1)
         a.closed[0, 0, slot] = candles[i]
@@ -56,6 +58,7 @@ def _indicators(a: Any, candles: Any) -> None:
 def _closes(a: Any, candles: Any, ev: Any, where: Any) -> tuple[int, int]:
     """Indicators and structure; (events, gaps)."""
     events = gaps = 0
+    reset_analysis(a, 0, 0)
     for i in range(len(candles)):
         slot = i & (HISTORY - 1)
         a.closed[0, 0, slot] = candles[i]
