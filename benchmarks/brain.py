@@ -16,9 +16,12 @@ import numpy.typing as npt
 
 from benchmarks.report import Result
 from brain import kernel
+from brain.closing import WHERE
 from brain.state import (
     COUNT,
     HIGH,
+    LAST,
+    LAST_ID,
     LOW,
     OPEN,
     TIMEFRAMES,
@@ -118,7 +121,7 @@ class Desk:
         self.raw = kernel.raw_view(self.slots)
         self.words = np.zeros(WORDS, np.int64)
         self.stats = np.zeros(COUNTERS_MAX, np.int64)
-        self.where = np.zeros(8, np.int64)
+        self.where = np.zeros(WHERE, np.int64)
         self.masks = np.zeros(TIMEFRAMES, np.int64)
         self.events = kernel.new_events()
         self.seq, self.words[HEAD] = 0, len(records)
@@ -184,18 +187,27 @@ def run() -> list[Result]:
 
 
 def minute_boundary(desk: Desk) -> float:
-    """Milliseconds of the CLOCK that closes a 1m, 5m, 15m and 1h bar of every symbol."""
-    hour_ms = (int(desk.state.arrays.forming_at[:, 3].max()) // 3_600_000 + 1) * 3_600_000
-    clock = np.zeros(1, RECORD)
-    clock["kind"], clock["symbol"] = CLOCK, NO_SYMBOL
-    clock["exch_ns"] = (hour_ms + 1_000) * 1_000_000
-    # First bring every bar to its last minute, then let the hour strike.
-    before = clock.copy()
-    before["exch_ns"] = (hour_ms - 1) * 1_000_000
-    for record in (before, clock):
-        desk.slots[desk.seq & (len(desk.slots) - 1)] = record[0]
-        desk.words[HEAD] += 1
-        began_ns = time.perf_counter_ns()
+    """Milliseconds of the CLOCK at midnight: it closes all five bars of every symbol, each with a
+    trade in its last minute."""
+    a, symbols = desk.state.arrays, desk.state.symbols_max
+    day_ms = (int(a.forming_at[:, 0].max()) // 86_400_000 + 1) * 86_400_000
+    before = np.zeros(symbols + 1, RECORD)
+    before["kind"], before["symbol"] = TRADE, np.arange(symbols + 1)
+    before["exch_ns"], before["recv_ns"] = (day_ms - 30_000) * 1_000_000, 1
+    before["id"][1:] = a.sym[:, LAST_ID] + 1
+    before["a"][1:], before["b"] = np.nan_to_num(a.px[:, LAST], nan=100.0) * 1.001, 1.0
+    before["symbol"][1:] = np.arange(symbols)
+    before[0]["kind"], before[0]["symbol"] = CLOCK, NO_SYMBOL
+    midnight = before[:1].copy()
+    midnight["exch_ns"] = (day_ms + 1_000) * 1_000_000
+    closes, spent_ms = 0, 0.0
+    for records in (before, midnight):
+        at = desk.seq + np.arange(len(records))
+        desk.slots[at & (len(desk.slots) - 1)] = records
+        desk.words[HEAD] += len(records)
+        closes, began_ns = desk.count("closes"), time.perf_counter_ns()
         desk.run(desk.words[HEAD], BATCH)
         spent_ms = (time.perf_counter_ns() - began_ns) / 1e6
+    if desk.count("closes") - closes != symbols * TIMEFRAMES:
+        raise RuntimeError(f"brain: {desk.count('closes') - closes} closes at midnight")
     return spent_ms

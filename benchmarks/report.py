@@ -20,7 +20,16 @@ from typing import Any, Final
 _SHARED: Final = Path("/dev/shm")  # noqa: S108 (rings belong there)
 FOLDER: Final = _SHARED if _SHARED.is_dir() else None  # for rings of benchmarks
 QUIET_CORES: Final = 0.15  # cores that others may use before a machine counts as busy
-PACKAGES: Final = ("numba", "numpy", "websockets", "orjson", "msgspec", "uvloop")
+PACKAGES: Final = (
+    "numba",
+    "numpy",
+    "websockets",
+    "orjson",
+    "msgspec",
+    "uvloop",
+    "TA-Lib",
+    "pandas",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,15 +11,20 @@ from typing import Final
 from brain.candles import STEP_MS, append_closed, start_forming
 from brain.events import CLOSE_EVENT, CLOSE_EVENTS_MAX, OUTCOME, TIMEOUT, Events, emit
 from brain.indicators import step_indicators
-from brain.jit import step
+from brain.jit import inlined, step
 from brain.smc import step_structure
-from brain.state import COUNT, FOLLOWED, HISTORY, HISTORY_MASK, Arrays, Ints
+from brain.state import COUNT, DAYS, FOLLOWED, HISTORY, HISTORY_MASK, Arrays, Ints
 from ring import BRAIN_COUNTERS
 
 EVERY_CLOSE: Final = -1  # a stop mask: ask at every close, whatever its structure
 
 # where: the record at hand, handed through the kernels
-W_SYMBOL, W_TIMEFRAME, W_BAR_MS, W_KNOWN_NS, W_RECV_NS, W_EMIT, W_FLAGS, W_STOP = range(8)
+(
+    W_SYMBOL, W_TIMEFRAME, W_BAR_MS, W_KNOWN_NS, W_RECV_NS, W_EMIT, W_FLAGS,
+    W_STOP,  # a candle closed on which a rule must be asked
+    W_PARTIAL,  # rows ran out within a record: what it closes is not all closed yet
+) = range(9)  # fmt: skip
+WHERE: Final = 9
 
 _AT = {name: index for index, name in enumerate(BRAIN_COUNTERS)}
 N_RECORDS, N_TRADES, N_QUOTES, N_MARKS = (_AT[x] for x in ("records", "trades", "quotes", "marks"))
@@ -33,17 +38,21 @@ N_SKIPPED, N_OUTCOMES, N_TIMEOUTS = (_AT[x] for x in ("skipped", "outcomes", "ti
 N_KLINES = _AT["klines"]
 
 
-@step
+@inlined
 def analyse(a: Arrays, s: int, t: int, count: int, ev: Events, n: int, where: Ints) -> int:
     """Indicators, then structure, of the closed candle that `count` ends with."""
-    step_indicators(a.ind[s, t], a.closed[s, t], a.closed_at[s, t], count)
+    slot = (count - 1) & HISTORY_MASK
+    step_indicators(
+        a.ind[s, t], a.closed[s, t, slot], a.closed_at[s, t, slot], a.closed[s, t], count - 1,
+        STEP_MS[t],
+    )  # fmt: skip
     return step_structure(
         a.smc[s, t], a.zones[s, t], a.ind[s, t], a.closed[s, t], a.closed_at[s, t], count,
-        STEP_MS[t], ev, n, where,
+        a.closed[s, DAYS], a.closed_at[s, DAYS], a.counts[s, DAYS], STEP_MS[t], ev, n, where,
     )  # fmt: skip
 
 
-@step
+@inlined
 def close_bar(
     a: Arrays, s: int, t: int, ev: Events, n: int, where: Ints, stop_masks: Ints, stats: Ints
 ) -> int:

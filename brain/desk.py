@@ -121,6 +121,7 @@ class Desk:
     masks: npt.NDArray[np.int64] = field(
         default_factory=lambda: np.zeros(len(TIMEFRAME_NAMES), np.int64)
     )
+    held: list[Row] = field(default_factory=list)  # of a record that is not done
     candidates: int = 0
     refused: int = 0
     signals: int = 0
@@ -141,12 +142,21 @@ def new_desk(state: State, rules: list[Rule], terms: Terms, taker_fee: float) ->
     return desk
 
 
-def on_events(desk: Desk, events: npt.NDArray[Any], boot_ns: Callable[[], int]) -> Iterator[Effect]:
-    """What the rows of one kernel call lead to, in their order; `boot_ns` stamps signals."""
+def on_events(
+    desk: Desk, events: npt.NDArray[Any], boot_ns: Callable[[], int], partial: bool = False
+) -> Iterator[Effect]:
+    """What the rows of one kernel call lead to, in their order; `boot_ns` stamps signals.
+
+    `partial` rows (W_PARTIAL) wait for the rest of their record: a rule never sees half a close.
+    """
     if len(events) > FEW:
         closes = (events["kind"] == CLOSE_EVENT) & (events["code"] != 0)
         events = events[closes | (events["kind"] >= OUTCOME)]
-    for row in map(Row._make, events.tolist()):
+    desk.held += map(Row._make, events.tolist())
+    if partial:
+        return
+    rows, desk.held = desk.held, []
+    for row in rows:
         if row.kind == CLOSE_EVENT:
             if row.code:
                 yield from _on_close(desk, row, boot_ns)

@@ -2,7 +2,8 @@
 
     CLOSE      a candle closed: a-f open high low close volume quote_volume; flags: structure;
                code 1: by the stop masks a rule is to be asked
-    STRUCTURE  code and direction; a level (near edge), b far edge, c open time of its origin (ms)
+    STRUCTURE  code and direction; a level (near edge), b far edge, c open time of its origin (ms),
+               d pivots that a sweep took, days of a level's period
     OUTCOME    code WIN, LOSS or TIMEOUT; key of the signal; a gross R, b exit price, c ms open
     GONE       the symbol was dropped; its open signals are no longer followed here
     WHOLE      the symbol is whole again (HEALED): signals may be re-armed
@@ -74,7 +75,7 @@ RESULTS: Final = ("", "win", "loss", "timeout")
 
 EVENTS: Final = 8_192  # rows; the kernel stops and returns before they run out
 CLOSE_EVENTS_MAX: Final = 128  # of one close: every zone touched and filled at once, and breaks
-assert CLOSE_EVENTS_MAX > 2 * (2 * 8 * 2) + 2 * 8 + 16  # gaps and blocks, pools, the rest
+assert CLOSE_EVENTS_MAX > 2 * (2 * 8 * 2) + 2 * 8 + 4 + 16  # gaps and blocks, pools, levels, rest
 
 
 @step

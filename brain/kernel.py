@@ -3,8 +3,9 @@
 `consume` takes what lies in the ring from a sequence on, at most `limit` records, and stops early
 in two cases: the event rows run low, or a candle closed on which a rule must be asked. The second
 makes the answer independent of how the stream was cut into batches: a signal is followed from the
-very next record on. Both may happen in the middle of a record (many bars close at one CLOCK); the
-record is then taken again, and what was done for it is not done twice.
+very next record on. Rows may run out in the middle of a record (many bars close at one CLOCK):
+W_PARTIAL says so, the record is taken again, and what was done for it is not done twice. Coarse
+timeframes close first: as long as the 1m bar is open, a symbol is not done.
 
 Crash safety: WRITING holds symbol + 1 while that symbol's numbers change, C_SEQ the next record.
 Every record is idempotent by itself too: trades by id, quotes by update id, bars by open time.
@@ -37,8 +38,10 @@ from brain.closing import (
     N_SKIPPED,
     N_TRADES,
     W_KNOWN_NS,
+    W_PARTIAL,
     W_RECV_NS,
     W_STOP,
+    WHERE,
     advance_bars,
     count_outcomes,
 )
@@ -54,6 +57,7 @@ from brain.events import (
 )
 from brain.follow import arm, disarm_all, follow_time, follow_trade, refresh_all
 from brain.history import announce, forget, take_bar, take_gap
+from brain.indicators import forming_indicators
 from brain.jit import entry, step
 from brain.state import (
     ACTIVE,
@@ -144,7 +148,7 @@ def _to_bars(
 ) -> tuple[int, bool]:
     """Every timeframe's forming bar reaches the trade's time, or is already past it."""
     fits = True
-    for t in range(TIMEFRAMES):
+    for t in range(TIMEFRAMES - 1, -1, -1):
         open_ms = t_ms // STEP_MS[t] * STEP_MS[t]
         if a.forming_at[s, t] < 0:
             start_forming(a, s, t, open_ms)
@@ -218,7 +222,7 @@ def _clock(
             continue
         store_release(words, WRITING, s + 1)
         keep_order()
-        for t in range(TIMEFRAMES):
+        for t in range(TIMEFRAMES - 1, -1, -1):
             open_ms = (now_ms - CLOSE_DELAY_MS) // STEP_MS[t] * STEP_MS[t]
             if a.forming_at[s, t] < 0 or open_ms <= a.forming_at[s, t]:
                 continue
@@ -330,7 +334,7 @@ def consume(
     """
     head = load_acquire(words, HEAD)
     end, begin, n, mask = min(head, seq + limit), seq, int(np.int64(0)), len(slots) - 1
-    where[W_STOP] = 0
+    where[W_STOP] = where[W_PARTIAL] = 0
     sym, px, forming_at, forming, control = a.sym, a.px, a.forming_at, a.forming, a.control
     while seq < end and where[W_STOP] == 0:
         slot = seq & mask
@@ -347,7 +351,9 @@ def consume(
             done = False
         elif kind == CLOCK or known or (kind == SYMBOL and s < len(sym)):
             where[W_KNOWN_NS], where[W_RECV_NS] = r.exch_ns, r.recv_ns
+            rows = n
             n, done = _record(a, words, slots, raw, slot, s, ev, n, where, stop_masks, stats)
+            where[W_PARTIAL] = not done and n > rows
         else:
             stats[N_ORPHANS] += 1
         if done:
@@ -382,12 +388,15 @@ def warm() -> None:
     words, slots = np.zeros(WORDS, np.int64), np.zeros(4, RECORD)
     state = memory_state(1)
     stats = np.zeros(COUNTERS_MAX, np.int64)
-    where, masks = np.zeros(8, np.int64), np.zeros(TIMEFRAMES, np.int64)
+    where, masks = np.zeros(WHERE, np.int64), np.zeros(TIMEFRAMES, np.int64)
     store_word(words, HEAD, 1)
     consume(words, slots, raw_view(slots), state.arrays, new_events(), where, masks, stats, 0, 1)
     arm(state.arrays, 0, 0, 1, 0, 1, 0, 1, 1.0, 0.5, 2.0)
     disarm_all(state.arrays, 0)
     refresh_all(state.arrays)
+    a = state.arrays
+    row = np.zeros(a.ind.shape[-1])
+    forming_indicators(a.ind[0, 0], a.forming[0, 0], 0, a.closed[0, 0], 0, 60_000, row)
 
 
 assert len(TIMEFRAMES_MIN) == TIMEFRAMES and (OPEN, HIGH, LOW) == (0, 1, 2)

@@ -25,7 +25,7 @@ import process
 import ring as rings
 import streams
 from brain import kernel
-from brain.closing import W_STOP
+from brain.closing import W_PARTIAL, W_STOP, WHERE
 from brain.desk import (
     AskPending,
     AskSnapshot,
@@ -138,7 +138,7 @@ class Brain:
     seq: int
     generation: int  # of the node that we belong to
     events: Events = field(default_factory=kernel.new_events)
-    where: Ints = field(default_factory=lambda: np.zeros(8, np.int64))
+    where: Ints = field(default_factory=lambda: np.zeros(WHERE, np.int64))
     counted: dict[str, int] = field(default_factory=dict)  # what copy_counts has written
     raw: Ints = field(init=False)
 
@@ -159,8 +159,9 @@ class Brain:
             _count(ring, _BATCH_AGE, now_ns - oldest)
             _count(ring, _BATCH, self.seq - began)
             self.publisher.market_ms = int(self.state.arrays.control[C_CLOCK_NS]) // 1_000_000
-            if n:
-                self._carry_out(on_events(self.desk, self.events[:n], boot_ns))
+            partial = bool(self.where[W_PARTIAL])
+            if n or self.desk.held:
+                self._carry_out(on_events(self.desk, self.events[:n], boot_ns, partial))
         self._take_inputs()
         ring.words[rings.BRAIN_BEAT] = now_ns
         if self.snapshots.poll(ring.words, now_ns) == ALL_SYMBOLS:

@@ -9,9 +9,16 @@ break, spikes (range of two ATR) turned over so that they are not chosen.
 Fair value gap: three bars, the outer two apart, the middle one closing beyond the first; touched
 when price reaches the near edge, filled when it reaches the far one: one rule for both sides.
 Sweep: a wick through a confirmed internal pivot that closes back; each level once; its direction is
-against the wick. Range position: -1 at the trailing low, +1 at the trailing high of the swing.
+against the wick. A pivot that lies near open ones of its side makes a pool of them: how many a
+sweep took is in its event. Range position: -1 at the trailing low, +1 at the trailing high of the
+swing.
 
-All lists are bounded; the oldest makes room.
+Levels: high and low of the UTC day before, and of the Monday-to-Sunday week before, from the closed
+daily candles, known from the first candle of the new period on; swept or broken once each. Sessions
+are half-open hours of UTC, without summer time; their high and low so far, or the last ones.
+
+All lists are bounded; the oldest makes room. What the nearest open zone of each kind and side waits
+for is kept beside them (NEXT): a close that reaches none of it walks no list.
 """
 
 from __future__ import annotations
@@ -30,6 +37,12 @@ SWING_SIZE: Final = 15  # and a swing; 120 bars of warm-up must hold several
 EQUAL_ATR: Final = 0.1  # two pivots within this many ATR are equal highs or lows
 SPIKE_ATR: Final = 2.0  # a bar this wide is a spike
 ZONES: Final = 8  # per kind and side
+DAY_MS: Final = 86_400_000
+HOUR_MS: Final = 3_600_000
+WEEK_DAYS: Final = 7
+MONDAY: Final = 3  # 1970 began on a Thursday
+SESSION_NAMES: Final = ("sydney", "tokyo", "london", "new_york")
+SESSION_HOURS: Final = ((21, 6), (0, 9), (7, 16), (13, 22))  # from, up to; hours of UTC
 assert INTERNAL_SIZE < SWING_SIZE < HISTORY // 4
 
 # One structure's row; internal at 0, swing at SWING.
@@ -38,19 +51,26 @@ assert INTERNAL_SIZE < SWING_SIZE < HISTORY // 4
     P_LOW_BEFORE, BIAS, BREAK_MS, BREAK_LEVEL,
 ) = range(12)  # fmt: skip
 SWING: Final = 16
-TRAIL_HIGH, TRAIL_LOW, POSITION, SWEEP_LEVEL, SWEEP_EXTREME, SWEEP_MS = range(32, 38)
+(
+    TRAIL_HIGH, TRAIL_LOW, POSITION, SWEEP_LEVEL, SWEEP_EXTREME, SWEEP_MS, SWEEP_SIDE, SWEEP_POOL,
+) = range(32, 40)  # fmt: skip
+NEXT: Final = 40  # + 2 * kind + (0 bullish or high, 1 bearish or low): price at which to look
+LEVEL_DAY, LEVELS_USED, DAY_HIGH, DAY_LOW, WEEK_HIGH, WEEK_LOW = range(46, 52)
+SESSIONS: Final = 52  # four times: high, low, open time of its first candle
 # Zones: kind, side (0 bullish or high, 1 bearish or low), then
 GAPS, BLOCKS, POOLS = range(3)
 Z_TOP, Z_BOTTOM, Z_ORIGIN_MS, Z_TOUCHED = range(4)  # origin 0 = empty
+Z_MEMBERS: Final = Z_TOUCHED  # of a pool: pivots at this level
 
 # Codes of structure events; bit 2 * code (up) or 2 * code + 1 (down) in a close's flags.
 (
     INTERNAL_PIVOT, SWING_PIVOT, INTERNAL_BOS, INTERNAL_CHOCH, SWING_BOS, SWING_CHOCH, FVG,
-    FVG_TOUCH, FVG_FILLED, BLOCK, BLOCK_TOUCH, BLOCK_BROKEN, SWEEP, EQUAL,
-) = range(14)  # fmt: skip
+    FVG_TOUCH, FVG_FILLED, BLOCK, BLOCK_TOUCH, BLOCK_BROKEN, SWEEP, EQUAL, LEVEL_SWEEP, LEVEL_BREAK,
+) = range(16)  # fmt: skip
 CODES: Final = (
     "internal_pivot", "swing_pivot", "internal_bos", "internal_choch", "swing_bos", "swing_choch",
     "fvg", "fvg_touch", "fvg_filled", "block", "block_touch", "block_broken", "sweep", "equal",
+    "level_sweep", "level_break",
 )  # fmt: skip
 assert len(CODES) * 2 < 52  # the flags also fit a float
 
@@ -70,6 +90,10 @@ def reset_structure(x: Floats, zones: Floats) -> None:
         x[base + P_HIGH_CROSSED] = 0.0
         x[base + P_LOW_CROSSED] = 0.0
         x[base + BIAS] = 0.0
+    for kind in (GAPS, BLOCKS, POOLS):
+        x[NEXT + 2 * kind] = np.inf if kind == POOLS else -np.inf
+        x[NEXT + 2 * kind + 1] = -x[NEXT + 2 * kind]
+    x[SWEEP_SIDE] = x[SWEEP_POOL] = x[LEVELS_USED] = 0.0
     zones[:] = 0.0
 
 
@@ -88,14 +112,28 @@ def _note(
 
 
 @step
-def _push(zones: Floats, top: float, bottom: float, origin_ms: float) -> None:
-    """Into an empty place, or over the oldest."""
+def _push(zones: Floats, top: float, bottom: float, origin_ms: float, last: float) -> None:
+    """Into an empty place, or over the oldest; `last` is 0 untouched, or a pool's members."""
     place = 0
     for i in range(ZONES):
         if zones[i, Z_ORIGIN_MS] < zones[place, Z_ORIGIN_MS]:
             place = i
     zones[place, Z_TOP], zones[place, Z_BOTTOM] = top, bottom
-    zones[place, Z_ORIGIN_MS], zones[place, Z_TOUCHED] = origin_ms, 0.0
+    zones[place, Z_ORIGIN_MS], zones[place, Z_TOUCHED] = origin_ms, last
+
+
+@step
+def gap_side(first_high: float, first_low: float, last_high: float, last_low: float) -> int:
+    """+1 when the last of three bars lies wholly above the first, -1 below, else 0."""
+    if last_low > first_high:
+        return 1
+    return -1 if last_high < first_low else 0
+
+
+@step
+def reached(side: int, edge: float, high: float, low: float) -> bool:
+    """Price came back down (side +1) or up (-1) to an edge of a zone."""
+    return low <= edge if side > 0 else high >= edge
 
 
 @step
@@ -108,13 +146,11 @@ def _touch(
             continue
         top, bottom, origin = zones[i, Z_TOP], zones[i, Z_BOTTOM], zones[i, Z_ORIGIN_MS]
         near, far = (top, bottom) if side > 0 else (bottom, top)
-        if side > 0:
-            reached = low <= near
-            ended = low <= far if is_gap else low < far
-        else:
-            reached = high >= near
-            ended = high >= far if is_gap else high > far
-        if reached and zones[i, Z_TOUCHED] == 0.0:
+        if not reached(side, near, high, low):
+            continue
+        pierced = low < far if side > 0 else high > far
+        ended = reached(side, far, high, low) if is_gap else pierced
+        if zones[i, Z_TOUCHED] == 0.0:
             zones[i, Z_TOUCHED] = 1.0
             n = _note(ev, n, where, FVG_TOUCH if is_gap else BLOCK_TOUCH, side, near, far, origin)
         if ended:
@@ -137,15 +173,116 @@ def _sweep(
         through = (bar[CLOSE] - level) * side
         if beyond and through < 0.0:
             n = _note(ev, n, where, SWEEP, -side, level, extreme, pools[i, Z_ORIGIN_MS])
+            if where[5] != 0:
+                ev[n - 1].d = pools[i, Z_MEMBERS]
             x[SWEEP_LEVEL], x[SWEEP_EXTREME], x[SWEEP_MS] = level, extreme, where[2]
+            x[SWEEP_SIDE], x[SWEEP_POOL] = -side, pools[i, Z_MEMBERS]
         if (beyond and through < 0.0) or through > 0.0:
             pools[i, Z_ORIGIN_MS] = 0.0
     return n
 
 
 @step
-def _leg(bars: Floats, count: int, seen: int, size: int) -> int:
-    """-1 when the bar `size` ago is above all since, +1 when below all, else 0."""
+def _members(pools: Floats, level: float, band: float) -> float:
+    """Pivots at this level with the one that comes: open ones of its side within the band."""
+    most = 0.0
+    for i in range(ZONES):
+        if pools[i, Z_ORIGIN_MS] != 0.0 and abs(pools[i, Z_TOP] - level) <= band:
+            most = max(most, pools[i, Z_MEMBERS])
+    return most + 1.0
+
+
+@step
+def _look(x: Floats, zones: Floats, kind: int, k: int) -> None:
+    """Where price meets the nearest of these zones next: near edge, far edge once touched."""
+    down = (k == 0) != (kind == POOLS)  # price comes from above
+    price = -np.inf if down else np.inf
+    for i in range(ZONES):
+        if zones[i, Z_ORIGIN_MS] == 0.0:
+            continue
+        top = (zones[i, Z_TOUCHED] == 0.0) == (k == 0) or kind == POOLS
+        edge = zones[i, Z_TOP] if top else zones[i, Z_BOTTOM]
+        price = max(price, edge) if down else min(price, edge)
+    x[NEXT + 2 * kind + k] = price
+
+
+@step
+def _daily(opens: Ints, count: int, day: int) -> int:
+    """Where the closed candle of this day lies, or -1."""
+    if count == 0:
+        return -1
+    back = opens[(count - 1) & HISTORY_MASK] // DAY_MS - day
+    if back < 0 or back >= min(count, HISTORY):
+        return -1
+    return (count - 1 - back) & HISTORY_MASK
+
+
+@step
+def _levels(x: Floats, day: int, days: Floats, days_at: Ints, count: int) -> None:
+    """The levels of a new day; unknown until its yesterday is closed and kept."""
+    slot, monday = _daily(days_at, count, day - 1), day - (day + MONDAY) % WEEK_DAYS
+    x[DAY_HIGH] = x[DAY_LOW] = x[WEEK_HIGH] = x[WEEK_LOW] = np.nan
+    if slot < 0:
+        return
+    x[DAY_HIGH], x[DAY_LOW] = days[slot, HIGH], days[slot, LOW]
+    high, low, whole = -np.inf, np.inf, True
+    for each in range(monday - WEEK_DAYS, monday):
+        slot = _daily(days_at, count, each)
+        whole = whole and slot >= 0
+        high, low = max(high, days[slot, HIGH]), min(low, days[slot, LOW])
+    if whole:
+        x[WEEK_HIGH], x[WEEK_LOW] = high, low
+    used = int(x[LEVELS_USED]) & 12 if x[LEVEL_DAY] >= monday else 0  # of the same week it stays
+    x[LEVEL_DAY], x[LEVELS_USED] = day, float(used)
+
+
+@step
+def _use_levels(x: Floats, bar: Floats, ev: Events, n: int, where: Ints) -> int:
+    """A wick through a day's or week's level that closes back, or a close through it; once."""
+    used = int(x[LEVELS_USED])
+    for k in range(4):
+        side, level = 1 - 2 * (k & 1), x[DAY_HIGH + k]
+        extreme = bar[HIGH] if side > 0 else bar[LOW]
+        if not (extreme - level) * side > 0.0 or used >> k & 1:
+            continue
+        through, days = (bar[CLOSE] - level) * side, 1 if k < 2 else WEEK_DAYS
+        if through == 0.0:
+            continue
+        first = int(x[LEVEL_DAY]) - days
+        if days > 1:
+            first -= (int(x[LEVEL_DAY]) + MONDAY) % WEEK_DAYS
+        code = LEVEL_BREAK if through > 0.0 else LEVEL_SWEEP
+        sign, end = (side, bar[CLOSE]) if through > 0.0 else (-side, extreme)
+        n = _note(ev, n, where, code, sign, level, end, float(first * DAY_MS))
+        if where[5] != 0:
+            ev[n - 1].d = days
+        used |= 1 << k
+    x[LEVELS_USED] = float(used)
+    return n
+
+
+@step
+def _sessions(x: Floats, open_ms: int, bar: Floats) -> None:
+    """High and low of the sessions that this candle opens in."""
+    hour = open_ms // HOUR_MS % 24
+    for k in range(4):
+        begin, end = SESSION_HOURS[k]
+        into = (hour - begin) % 24
+        if into >= (end - begin) % 24:
+            continue
+        at, began = SESSIONS + 3 * k, float((open_ms // HOUR_MS - into) * HOUR_MS)
+        same = x[at + 2] == began
+        x[at] = max(x[at], bar[HIGH]) if same else bar[HIGH]
+        x[at + 1] = min(x[at + 1], bar[LOW]) if same else bar[LOW]
+        x[at + 2] = began
+
+
+@step
+def _leg(bars: Floats, count: int, seen: int, size: int, leg: float) -> int:
+    """-1 when the bar `size` ago is above all since, +1 when below all, else 0.
+
+    One that is both turns the leg, whichever way it went: highs and lows have the same rights.
+    """
     if seen <= size:
         return 0
     highest, lowest = -np.inf, np.inf
@@ -154,9 +291,10 @@ def _leg(bars: Floats, count: int, seen: int, size: int) -> int:
         highest = max(highest, bars[slot, HIGH])
         lowest = min(lowest, bars[slot, LOW])
     slot = (count - 1 - size) & HISTORY_MASK
-    if bars[slot, HIGH] > highest:
-        return -1
-    return 1 if bars[slot, LOW] < lowest else 0
+    above, below = bars[slot, HIGH] > highest, bars[slot, LOW] < lowest
+    if above and below:
+        return 1 if leg < 0.0 else -1
+    return -1 if above else int(below)
 
 
 @step
@@ -165,7 +303,7 @@ def _pivot(
     n: int, where: Ints,
 ) -> tuple[int, int]:  # fmt: skip
     """Register a pivot when the leg turns. Returns (n, side: +1 high, -1 low, 0 none)."""
-    now = _leg(bars, count, seen, size)
+    now = _leg(bars, count, seen, size, x[base + LEG])
     if now == 0 or now == x[base + LEG]:
         return n, 0
     x[base + LEG] = now
@@ -218,26 +356,27 @@ def _block(
     if best < 0:
         return n
     top, bottom, origin = bars[best, HIGH], bars[best, LOW], opens[best]
-    _push(zones, top, bottom, origin)
+    _push(zones, top, bottom, origin, 0.0)
     near, end = (top, bottom) if side > 0 else (bottom, top)
     return _note(ev, n, where, BLOCK, side, near, end, origin)
 
 
 @step
 def _gap(
-    bars: Floats, opens: Ints, count: int, zones: Floats, ev: Events, n: int, where: Ints
+    x: Floats, bars: Floats, opens: Ints, count: int, zones: Floats, ev: Events, n: int, where: Ints
 ) -> int:
     """Three bars, the outer two apart, the middle one closing beyond the first."""
     last, middle = (count - 1) & HISTORY_MASK, (count - 2) & HISTORY_MASK
     first = (count - 3) & HISTORY_MASK
     high, low = bars[first, HIGH], bars[first, LOW]
-    if bars[last, LOW] > high and bars[middle, CLOSE] > high:
-        _push(zones[0], bars[last, LOW], high, opens[middle])
-        return _note(ev, n, where, FVG, 1, bars[last, LOW], high, opens[middle])
-    if bars[last, HIGH] < low and bars[middle, CLOSE] < low:
-        _push(zones[1], low, bars[last, HIGH], opens[middle])
-        return _note(ev, n, where, FVG, -1, bars[last, HIGH], low, opens[middle])
-    return n
+    side = gap_side(high, low, bars[last, HIGH], bars[last, LOW])
+    near, far = (bars[last, LOW], high) if side > 0 else (bars[last, HIGH], low)
+    if side == 0 or not (bars[middle, CLOSE] - far) * side > 0.0:
+        return n
+    k = 0 if side > 0 else 1
+    _push(zones[k], max(near, far), min(near, far), opens[middle], 0.0)
+    _look(x, zones[k], GAPS, k)
+    return _note(ev, n, where, FVG, side, near, far, opens[middle])
 
 
 @step
@@ -262,25 +401,42 @@ def _range(
 
 @step
 def step_structure(
-    x: Floats, zones: Floats, ind: Floats, bars: Floats, opens: Ints, count: int, step_ms: int,
-    ev: Events, n: int, where: Ints,
+    x: Floats, zones: Floats, ind: Floats, bars: Floats, opens: Ints, count: int, days: Floats,
+    days_at: Ints, days_count: int, step_ms: int, ev: Events, n: int, where: Ints,
 ) -> int:  # fmt: skip
     """One closed candle, the newest of `bars`, after its indicators were stepped.
 
     Fills events from n and sets flags in where[6]; ind[SEEN] says how many bars may be looked at.
+    `days` are the closed daily candles.
     """
-    bar, seen = bars[(count - 1) & HISTORY_MASK], int(ind[SEEN])
+    slot = (count - 1) & HISTORY_MASK
+    bar, seen, open_ms = bars[slot], int(ind[SEEN]), opens[slot]
     for k in range(2):
         side = 1 - 2 * k
-        n = _touch(zones[GAPS, k], side, bar[HIGH], bar[LOW], True, ev, n, where)
-        n = _touch(zones[BLOCKS, k], side, bar[HIGH], bar[LOW], False, ev, n, where)
-        n = _sweep(x, zones[POOLS, k], side, bar, ev, n, where)
+        for kind in (GAPS, BLOCKS):
+            price = x[NEXT + 2 * kind + k]
+            if reached(side, price, bar[HIGH], bar[LOW]):
+                n = _touch(
+                    zones[kind, k], side, bar[HIGH], bar[LOW], kind == GAPS, ev, n, where
+                )  # fmt: skip
+                _look(x, zones[kind, k], kind, k)
+        if reached(-side, x[NEXT + 2 * POOLS + k], bar[HIGH], bar[LOW]):
+            n = _sweep(x, zones[POOLS, k], side, bar, ev, n, where)
+            _look(x, zones[POOLS, k], POOLS, k)
+    if step_ms < DAY_MS:
+        if x[LEVEL_DAY] != open_ms // DAY_MS:
+            _levels(x, open_ms // DAY_MS, days, days_at, days_count)
+        n = _use_levels(x, bar, ev, n, where)
+        _sessions(x, open_ms, bar)
     n, turned = _pivot(x, 0, INTERNAL_SIZE, bars, opens, count, seen, ev, n, where)
     if turned != 0:
-        at = P_HIGH if turned > 0 else P_LOW
-        if abs(x[at] - x[at + 3]) <= EQUAL_ATR * ind[ATR]:
+        at, k = P_HIGH if turned > 0 else P_LOW, 0 if turned > 0 else 1
+        band = EQUAL_ATR * ind[ATR]
+        if abs(x[at] - x[at + 3]) <= band:
             n = _note(ev, n, where, EQUAL, turned, x[at], x[at + 3], x[at + 1])
-        _push(zones[POOLS, 0 if turned > 0 else 1], x[at], x[at], x[at + 1])
+        members = _members(zones[POOLS, k], x[at], band)
+        _push(zones[POOLS, k], x[at], x[at], x[at + 1], members)
+        _look(x, zones[POOLS, k], POOLS, k)
     n, swung = _pivot(x, SWING, SWING_SIZE, bars, opens, count, seen, ev, n, where)
     if seen >= 2:
         before = bars[(count - 2) & HISTORY_MASK, CLOSE]
@@ -292,8 +448,9 @@ def step_structure(
                     x, side, bars, opens, count, seen, ind[ATR], zones[BLOCKS, k], ev, n, where,
                     step_ms,
                 )  # fmt: skip
+                _look(x, zones[BLOCKS, k], BLOCKS, k)
             n, broke = _break(x, SWING, side, before, bar[CLOSE], ev, n, where)
     if seen >= 3:
-        n = _gap(bars, opens, count, zones[GAPS], ev, n, where)
+        n = _gap(x, bars, opens, count, zones[GAPS], ev, n, where)
     _range(x, bar, swung > 0, swung < 0, bars, count)
     return n

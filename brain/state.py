@@ -16,7 +16,7 @@ granted. Other processes may map it to read candles (`open_state(..., create=Fal
     closed_at  i8[S, T, 128]      open times, ms
     closed     f8[S, T, 128, 8]   as forming
     ind        f8[S, T, 64]       indicators.py
-    smc        f8[S, T, 64]       smc.py: two structures, range
+    smc        f8[S, T, 64]       smc.py: two structures, range, levels, sessions
     zones      f8[S, T, 3, 2, 8, 4]   smc.py: gaps, blocks, pools; bullish, bearish
     follow     i8[S, 16, 6]       open virtual signals: key, times, side
     levels     f8[S, 16, 4]       their entry, stop, target
@@ -44,6 +44,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 TIMEFRAMES: Final = len(TIMEFRAMES_MIN)
+DAYS: Final = TIMEFRAMES_MIN.index(1440)  # the daily timeframe
 HISTORY: Final = 128  # closed candles kept: warm-up brings 120; a power of two
 HISTORY_MASK: Final = HISTORY - 1
 FOLLOWED: Final = 16  # open virtual signals per symbol: three rules x three timeframes and spare

@@ -1,7 +1,8 @@
 """What a rule sees of the market at a close: closed candles, indicators and structure, no future.
 
-Everything is read-only and lazy: a rule that looks at three numbers pays for three. The forming bar
-is not in here. `timeframe` arguments default to the timeframe of the candle that closed.
+Everything is read-only and lazy: a rule that looks at three numbers pays for three. `timeframe`
+arguments default to the timeframe of the candle that closed. Only `forming` speaks of candles that
+are not over: as they were at the very record that closed this one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from brain import smc
-from brain.indicators import OUTPUTS
+from brain.candles import STEP_MS
+from brain.indicators import OUTPUTS, forming_indicators
 from brain.state import (
     ASK,
     BAR_FIELDS,
@@ -25,6 +27,7 @@ from brain.state import (
     LAST,
     LOW,
     MARK_PRICE,
+    OPEN,
     VOLUME,
     Arrays,
     Floats,
@@ -33,6 +36,10 @@ from brain.state import (
 from records import TIMEFRAME_NAMES
 
 TREND_WEIGHTS: Final = (("1h", 0.4), ("15m", 0.3), ("5m", 0.2), ("1m", 0.1))
+ZONE_EDGE, EQUILIBRIUM = 0.9, 0.05  # of half the range
+KILL_ZONES: Final = (
+    ("asia", 0, 4), ("london_open", 6, 9), ("new_york", 11, 14), ("london_close", 14, 16),
+)  # fmt: skip
 INDEX: Final = {name: index for index, name in enumerate(TIMEFRAME_NAMES)}
 _FLAGS: Final = {
     (name, side): smc.flag(code, side) for code, name in enumerate(smc.CODES) for side in (1, -1)
@@ -72,6 +79,8 @@ class Indicators(NamedTuple):
     vwap: float
     volume_mean: float
     imbalance: float
+    tick_rate: float
+    tick_z: float
 
 
 assert Indicators._fields == OUTPUTS
@@ -87,6 +96,15 @@ class Zone(NamedTuple):
     touched: bool
 
 
+class Pool(NamedTuple):
+    """Resting liquidity: a level with as many pivots as lie within a tenth of an ATR of it."""
+
+    side: int
+    level: float
+    members: int
+    origin_ms: int
+
+
 class Structure(NamedTuple):
     """Smart-money structure as of the newest closed candle; NaN and 0 while not known."""
 
@@ -100,6 +118,30 @@ class Structure(NamedTuple):
     sweep_level: float
     sweep_extreme: float
     sweep_ms: float
+    sweep_side: int  # of the trade that fades it
+    sweep_pool: int  # pivots at the level that was swept
+    break_ms: float  # open time of the candle of the newest internal break
+    day_high: float  # of the UTC day before
+    day_low: float
+    week_high: float  # of the Monday-to-Sunday week before
+    week_low: float
+
+    @property
+    def zone(self) -> str:
+        """Outer twentieths of the range: premium and discount; the middle one: equilibrium."""
+        if abs(self.position) >= ZONE_EDGE:
+            return "premium" if self.position > 0.0 else "discount"
+        return "equilibrium" if abs(self.position) <= EQUILIBRIUM else ""
+
+
+class Session(NamedTuple):
+    """The newest trading session of its name: hours of UTC, from its begin on."""
+
+    name: str
+    active: bool  # this candle opened in it
+    high: float
+    low: float
+    began_ms: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +156,9 @@ class CandleView:
     taker_fee: float  # of one side
     arrays: Arrays
     row: int
-    _seen: dict[str, Any] = field(default_factory=dict, repr=False)  # what was looked up already
+    _seen: dict[str | int, Any] = field(
+        default_factory=dict, repr=False
+    )  # what was looked up already
 
     def happened(self, name: str, side: int) -> bool:
         """Did this close bring a structure event of this name (smc.CODES) and side?"""
@@ -126,6 +170,9 @@ class CandleView:
         if count <= back:
             return float("nan")
         return float(self.arrays.closed[self.row, t, (count - 1 - back) & HISTORY_MASK, field])
+
+    def open(self, timeframe: str | None = None) -> float:
+        return self._newest(timeframe, OPEN)
 
     def close(self, timeframe: str | None = None) -> float:
         return self._newest(timeframe, CLOSE)
@@ -187,8 +234,18 @@ class CandleView:
             self._seen[timeframe] = Indicators._make(values)
         return self._seen[timeframe]
 
+    def forming(self, timeframe: str | None = None) -> Indicators:
+        """The indicators as they would be if this timeframe's forming candle closed now."""
+        return forming(self.arrays, self.row, INDEX[timeframe or self.timeframe])
+
     def structure(self, timeframe: str | None = None) -> Structure:
-        x = self.arrays.smc[self.row, INDEX[timeframe or self.timeframe]].tolist()
+        t = INDEX[timeframe or self.timeframe]
+        if t not in self._seen:
+            self._seen[t] = self._structure(t)
+        return self._seen[t]
+
+    def _structure(self, t: int) -> Structure:
+        x = self.arrays.smc[self.row, t].tolist()
         return Structure(
             bias=int(x[smc.BIAS]),
             swing_bias=int(x[smc.SWING + smc.BIAS]),
@@ -200,7 +257,50 @@ class CandleView:
             sweep_level=x[smc.SWEEP_LEVEL],
             sweep_extreme=x[smc.SWEEP_EXTREME],
             sweep_ms=x[smc.SWEEP_MS],
+            sweep_side=int(x[smc.SWEEP_SIDE]),
+            sweep_pool=int(x[smc.SWEEP_POOL]),
+            break_ms=x[smc.BREAK_MS],
+            day_high=x[smc.DAY_HIGH],
+            day_low=x[smc.DAY_LOW],
+            week_high=x[smc.WEEK_HIGH],
+            week_low=x[smc.WEEK_LOW],
         )
+
+    def sessions(self, timeframe: str | None = None) -> list[Session]:
+        """Sydney, Tokyo, London, New York; NaN where none was seen yet, and on the daily chart."""
+        t = INDEX[timeframe or self.timeframe]
+        x, hour = self.arrays.smc[self.row, t].tolist(), self._hour(t)
+        return [
+            Session(name, (hour - begin) % 24 < (end - begin) % 24, *x[at : at + 3])
+            for name, (begin, end), at in zip(
+                smc.SESSION_NAMES,
+                smc.SESSION_HOURS,
+                range(smc.SESSIONS, smc.SESSIONS + 12, 3),
+                strict=True,
+            )
+        ]
+
+    def kill_zone(self) -> str:
+        """The hours in which most of the day's moves begin, or nothing."""
+        hour = self._hour(INDEX[self.timeframe])
+        return next((name for name, begin, end in KILL_ZONES if begin <= hour < end), "")
+
+    def _hour(self, t: int) -> int:
+        """Hour of UTC in which the newest closed candle opened."""
+        count = int(self.arrays.counts[self.row, t])
+        open_ms = int(self.arrays.closed_at[self.row, t, (count - 1) & HISTORY_MASK])
+        return open_ms // smc.HOUR_MS % 24
+
+    def pools(self, timeframe: str | None = None) -> list[Pool]:
+        """Confirmed highs (side +1) and lows that nothing has traded through, oldest first."""
+        t = INDEX[timeframe or self.timeframe]
+        found = [
+            Pool(side, row[smc.Z_TOP], int(row[smc.Z_MEMBERS]), int(row[smc.Z_ORIGIN_MS]))
+            for index, side in ((0, 1), (1, -1))
+            for row in self.arrays.zones[self.row, t, smc.POOLS, index].tolist()
+            if row[smc.Z_ORIGIN_MS]
+        ]
+        return sorted(found, key=lambda pool: pool.origin_ms)
 
     def zones(self, kind: str, timeframe: str | None = None) -> list[Zone]:
         """Open zones, "gap" or "block", oldest first."""
@@ -235,6 +335,16 @@ class CandleView:
             total += weight * (up - down)
             weight_known += weight
         return total / weight_known if weight_known else 0.0
+
+
+def forming(arrays: Arrays, row: int, t: int) -> Indicators:
+    """Indicators with the forming candle in them, computed from the closed state, which stays."""
+    made = np.empty(arrays.ind.shape[-1])
+    forming_indicators(
+        arrays.ind[row, t], arrays.forming[row, t], int(arrays.forming_at[row, t]),
+        arrays.closed[row, t], int(arrays.counts[row, t]), int(STEP_MS[t]), made,
+    )  # fmt: skip
+    return Indicators._make(made[: len(OUTPUTS)].tolist())
 
 
 def _frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -8,6 +8,7 @@ import numpy as np
 
 import records as rec
 from brain import kernel
+from brain.closing import W_PARTIAL, WHERE
 from brain.state import HISTORY_MASK, TIMEFRAMES, State, memory_state
 from ring import BRAIN_COUNTERS, COUNTERS_MAX, HEAD, WORDS
 
@@ -57,7 +58,7 @@ class Bench:
         self.state = state or memory_state(symbols)
         self.words = np.zeros(WORDS, np.int64)
         self.stats = np.zeros(COUNTERS_MAX, np.int64)
-        self.where = np.zeros(8, np.int64)
+        self.where = np.zeros(WHERE, np.int64)
         self.masks = np.zeros(TIMEFRAMES, np.int64)
         self.rows = kernel.new_events(event_rows)
         self.events: list[Any] = []
@@ -67,7 +68,7 @@ class Bench:
         """Every record, `batch` at a time, through a ring that just fits them."""
         slots = np.zeros(1 << max(len(recs), 2).bit_length(), rec.RECORD)
         slots[: len(recs)] = recs
-        raw, seq = kernel.raw_view(slots), 0
+        raw, seq, partial = kernel.raw_view(slots), 0, False
         while seq < len(recs):
             self.words[HEAD] = len(recs)
             before = seq
@@ -78,9 +79,15 @@ class Bench:
             self.events += [
                 tuple(None if x != x else x for x in row) for row in self.rows[:n].tolist()
             ]
-            if on_events is not None and n:
+            if on_events is not None and (n or partial):
                 on_events(self.rows[:n])
+            partial = self.partial
             assert seq > before or n > 0, "the kernel must move on"
+
+    @property
+    def partial(self) -> bool:
+        """The last call ended within a record."""
+        return bool(self.where[W_PARTIAL])
 
     def count(self, name: str) -> int:
         return int(self.stats[BRAIN_COUNTERS.index(name)])

@@ -30,6 +30,7 @@ from ring_world import RECV_NS, Market, Rest, Scout, Writer, price, qty, settlin
 import records as rec
 import ring as rings
 from brain import follow, kernel
+from brain.closing import WHERE
 from brain.main import Snapshots, resume
 from brain.state import (
     C_SEQ,
@@ -257,7 +258,7 @@ class BrainSide:
         self.path = state_path(self.ring.path)
         self.state = open_state(self.path, SYMBOLS, ring_identity=1, world=2)
         self.raw, self.events = kernel.raw_view(self.ring.slots), kernel.new_events()
-        self.where = np.zeros(8, np.int64)
+        self.where = np.zeros(WHERE, np.int64)
         self.masks = np.zeros(TIMEFRAMES, np.int64)
         resume(self.ring, self.state, Snapshots())
         self.publish(bb.table(past(minutes)))

@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import ring as rings
 from benchmarks import frames
 from brain import kernel
+from brain.closing import WHERE
 from brain.state import ACTIVE, LAST_ID, NEWEST_ID, TIMEFRAMES, memory_state
 from feed import decode, lane
 from feed.walk import SCRATCH_BYTES, SLACK_BYTES
@@ -93,7 +94,7 @@ class Chain:
         self.state = memory_state(SYMBOLS)
         self.socket = np.zeros(8, np.int64)
         self.stats = np.zeros(COUNTERS_MAX, np.int64)
-        self.events, self.where = kernel.new_events(), np.zeros(8, np.int64)
+        self.events, self.where = kernel.new_events(), np.zeros(WHERE, np.int64)
         self.masks = np.zeros(TIMEFRAMES, np.int64)
         self.clock = np.zeros(1, rings.RECORD)
         self.clock["kind"], self.clock["symbol"] = CLOCK, NO_SYMBOL

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import brain, decode, frames, report, venue
+from benchmarks import analysis, brain, decode, frames, report, venue
 from benchmarks import main as bench
+from brain.closing import WHERE
+from brain.state import memory_state
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,6 +51,27 @@ def test_the_decoder_benchmark_notices_a_wrong_sum(monkeypatch: pytest.MonkeyPat
         decode.ours(payloads, total + 1.0)
     with pytest.raises(RuntimeError, match="summed"):
         decode.timed(lambda raw: 1.0, payloads, total)
+
+
+def test_the_close_benchmark_measures_and_notices_a_wrong_answer() -> None:
+    found = {each.name: each for each in analysis.run(1_500, 1)}
+    assert found["close, all of it"].value > found["close, indicators"].value > 0.0
+    state, candles = memory_state(1), analysis.walk(300)
+    where = np.zeros(WHERE, np.int64)
+    _, gaps = analysis._closes(state.arrays, candles, analysis.new_events(256), where)
+    analysis.check(state.arrays, candles, gaps)
+    with pytest.raises(RuntimeError, match="gaps"):
+        analysis.check(state.arrays, candles, gaps + 1)
+    state.arrays.ind[0, 0, 0] += 1e-3
+    with pytest.raises(RuntimeError, match="ema9"):
+        analysis.check(state.arrays, candles, gaps)
+
+
+def test_the_brain_benchmark_closes_all_five_timeframes_at_midnight() -> None:
+    past, ticks = brain.history(3), brain.market(3, 3_000, brain.START_MS)
+    desk = brain.Desk(3, np.concatenate([past, ticks]))
+    desk.run(desk.words[brain.HEAD], 512)
+    assert brain.minute_boundary(desk) > 0.0
 
 
 def test_the_brain_benchmark_compares_candles() -> None:

@@ -281,7 +281,7 @@ def test_quotes_of_an_exchange_that_counts_anew_are_taken(later_ms: int, taken: 
 
 def test_the_code_hash_covers_every_kernel() -> None:
     folder = Path(code_hash.__code__.co_filename).parent
-    found = re.compile(r"^@(step|entry)$", re.M)
+    found = re.compile(r"^@(step|entry|inlined)$", re.M)
     kernels = {p.name for p in folder.glob("*.py") if found.search(p.read_text())}
     assert kernels <= set(KERNEL_FILES)
 

@@ -55,7 +55,7 @@ class Trading:
 
     def feed(self, recs: np.ndarray, batch: int = 8192) -> None:
         def decide(rows: np.ndarray) -> None:
-            self.effects += desks.on_events(self.desk, rows, lambda: 99)
+            self.effects += desks.on_events(self.desk, rows, lambda: 99, self.bench.partial)
 
         self.bench.feed(recs, batch, decide)
 

@@ -16,6 +16,7 @@ Candle = tuple[int, float, float, float, float]  # open time, open, high, low, c
 Event = tuple[int, str, int, float]
 ZONES = 8
 LOOKBACK = 128
+DAY_MS = 86_400_000
 EQUAL_ATR = 0.1
 SPIKE_ATR = 2.0
 
@@ -28,23 +29,27 @@ class Zone:
     touched: bool = False
 
 
-def leg_at(candles: list[Candle], t: int, size: int) -> int:
-    """+1 when the bar `size` ago is below all its successors, -1 when above all, else 0."""
+def leg_at(candles: list[Candle], t: int, size: int, leg: int) -> int:
+    """+1 when the bar `size` ago is below all its successors, -1 when above all, else 0; one that
+    is both turns the leg."""
     if t < size:
         return 0
     after = candles[t - size + 1 : t + 1]
+    turns = set()
     if candles[t - size][2] > max(c[2] for c in after):
-        return -1
+        turns.add(-1)
     if candles[t - size][3] < min(c[3] for c in after):
-        return 1
-    return 0
+        turns.add(1)
+    if len(turns) == 2:
+        return -leg or -1
+    return turns.pop() if turns else 0
 
 
 def pivots(candles: list[Candle], size: int) -> list[tuple[int, int, int]]:
     """(known index, pivot index, +1 high / -1 low), registered only when the leg turns."""
     out, leg = [], 0
     for t in range(len(candles)):
-        now = leg_at(candles, t, size)
+        now = leg_at(candles, t, size, leg)
         if now and now != leg:
             leg = now
             out.append((t, t - size, -now))
@@ -136,6 +141,47 @@ def gap_at(candles: list[Candle], t: int) -> tuple[int, Zone] | None:
     return None
 
 
+def period_before(candles: list[Candle], t: int, days: int) -> tuple[int, float, float] | None:
+    """(first day, high, low) of the whole day or Monday-to-Sunday week before candle t."""
+    day = candles[t][0] // DAY_MS
+    first = day - 1 if days == 1 else day - (day + 3) % 7 - 7
+    inside = [c for c in candles[:t] if first <= c[0] // DAY_MS < first + days]
+    if {c[0] // DAY_MS for c in inside} != set(range(first, first + days)):
+        return None
+    return first, max(c[2] for c in inside), min(c[3] for c in inside)
+
+
+def level_events(candles: list[Candle], t: int, used: set[tuple[int, int, int]]) -> list[Event]:
+    """Yesterday's and last week's high and low: swept or broken, once each."""
+    out: list[Event] = []
+    _, _, high, low, close = candles[t]
+    for days in (1, 7):
+        found = period_before(candles, t, days)
+        if found is None or period_before(candles, t, 1) is None:
+            continue
+        first, top, bottom = found
+        for side, level, extreme in ((1, top, high), (-1, bottom, low)):
+            beyond = (extreme - level) * side > 0
+            if not beyond or close == level or (days, side, first) in used:
+                continue
+            used.add((days, side, first))
+            broken = (close - level) * side > 0
+            out.append(
+                (t, "level_break", side, level) if broken else (t, "level_sweep", -side, level)
+            )
+    return out
+
+
+def session(candles: list[Candle], t: int, begin: int, end: int) -> tuple[float, float] | None:
+    """High and low of the session that candle t opens in, so far; None outside."""
+    hour = candles[t][0] // 3_600_000
+    into = (hour - begin) % 24
+    if into >= (end - begin) % 24:
+        return None
+    inside = [c for c in candles[: t + 1] if c[0] // 3_600_000 >= hour - into]
+    return max(c[2] for c in inside), min(c[3] for c in inside)
+
+
 def events(candles: list[Candle], atrs: list[float], internal: int, swing: int) -> list[Event]:
     """Everything in the order in which it became known, sorted within a bar by name."""
     out: list[Event] = []
@@ -145,11 +191,13 @@ def events(candles: list[Candle], atrs: list[float], internal: int, swing: int) 
     inner, outer = pivots(candles, internal), pivots(candles, swing)
     inner_breaks = breaks(candles, internal, "internal")
     outer_breaks = breaks(candles, swing, "swing")
+    used: set[tuple[int, int, int]] = set()
     for t, candle in enumerate(candles):
         for side in (1, -1):
             out += touch_zones(gaps[side], candle, t, side, "fvg", "filled")
             out += touch_zones(blocks[side], candle, t, side, "block", "broken")
             out += sweep_pools(pools[side], candle, t, side)
+        out += level_events(candles, t, used)
         for known, name in ((inner, "internal"), (outer, "swing")):
             for k, p, side in known:
                 if k != t:
