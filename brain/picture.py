@@ -14,11 +14,21 @@ import numpy as np
 import numpy.typing as npt
 
 from brain.candles import STEP_MS
-from brain.closing import W_BAR_MS, W_EMIT, W_FLAGS, W_KNOWN_NS, W_SYMBOL, W_TIMEFRAME, analyse
+from brain.closing import (
+    W_BAR_MS,
+    W_EMIT,
+    W_FLAGS,
+    W_KNOWN_NS,
+    W_SYMBOL,
+    W_TIMEFRAME,
+    WHERE,
+    analyse,
+)
 from brain.events import CLOSE_EVENTS_MAX, EVENT, STRUCTURE, Events
+from brain.history import reset_analysis
 from brain.indicators import OUTPUTS
 from brain.jit import entry
-from brain.smc import CODES
+from brain.smc import BLOCKS, CODES, GAPS, Z_ORIGIN_MS
 from brain.state import (
     BAR_FIELDS,
     CANDLE,
@@ -77,6 +87,7 @@ def retrace(
 ) -> int:
     """Close these candles one after another in row 0; events from row 0, outputs a line each."""
     n = 0
+    reset_analysis(a, 0, t)
     for i in range(len(at)):
         slot = a.counts[0, t] & HISTORY_MASK
         a.closed_at[0, t, slot] = at[i]
@@ -103,7 +114,7 @@ def picture(
         raise ValueError(f"candles of {symbol} {timeframe} are not contiguous")
     a = memory_state(1).arrays
     ev = np.zeros(max(len(candles), 1) * CLOSE_EVENTS_MAX, EVENT)
-    where = np.zeros(8, np.int64)
+    where = np.zeros(WHERE, np.int64)
     where[W_SYMBOL], where[W_TIMEFRAME], where[W_EMIT] = 0, t, 1
     if t != DAY:
         before = days[days["open_ms"] < (candles["open_ms"][0] if len(candles) else 0)]
@@ -116,7 +127,9 @@ def picture(
         if e["kind"] == STRUCTURE
     )
     indicators = {name: out[:, k].copy() for k, name in enumerate(OUTPUTS)}
-    return Picture(symbol, timeframe, candles, indicators, marks, spans(marks, candles))
+    return Picture(
+        symbol, timeframe, candles, indicators, marks, spans(marks, candles, _standing(a, t))
+    )
 
 
 def _close(
@@ -128,28 +141,33 @@ def _close(
     return retrace(a, t, at, np.ascontiguousarray(values), ev, where, out), out
 
 
-def spans(marks: tuple[Mark, ...], candles: npt.NDArray[Any]) -> tuple[Span, ...]:
-    """Gaps and blocks from the bar that they lie on to the bar that ended them."""
-    if not len(candles):
-        return ()
+def _standing(a: Arrays, t: int) -> set[tuple[str, int, int]]:
+    """(name, side, origin) of the zones that the brain still watches: the newest of each kind."""
+    found = set()
+    for kind, name in ((GAPS, "fvg"), (BLOCKS, "block")):
+        for k, side in ((0, 1), (1, -1)):
+            origins = a.zones[0, t, kind, k, :, Z_ORIGIN_MS]
+            found |= {(name, side, int(origin)) for origin in origins if origin}
+    return found
+
+
+def spans(
+    marks: tuple[Mark, ...],
+    candles: npt.NDArray[Any],
+    standing: set[tuple[str, int, int]],
+) -> tuple[Span, ...]:
+    """Gaps and blocks from the bar that they lie on to the bar that ended them. One that neither
+    ended nor is watched any more made room for a newer one: it is left out."""
     ends = {"fvg_filled": "fvg", "block_broken": "block"}
-    newest_ms = int(candles["open_ms"][-1])
-    born = [m for m in marks if m.name in ends.values()]
     over = {(ends[m.name], m.side, m.origin_ms): m.bar_ms for m in marks if m.name in ends}
     made = []
-    for m in born:
-        end_ms = over.get((m.name, m.side, m.origin_ms))
-        is_open = end_ms is None or end_ms < m.bar_ms
-        made.append(
-            Span(
-                m.name,
-                m.side,
-                max(m.near, m.far),
-                min(m.near, m.far),
-                m.origin_ms,
-                m.bar_ms,
-                newest_ms if is_open or end_ms is None else end_ms,
-                is_open,
-            )
-        )
+    for m in marks:
+        key = (m.name, m.side, m.origin_ms)
+        end_ms = over.get(key, 0)
+        is_open = key in standing
+        if m.name not in ends.values() or not (is_open or end_ms > m.bar_ms):
+            continue
+        until_ms = int(candles["open_ms"][-1]) if is_open else end_ms
+        top, bottom = max(m.near, m.far), min(m.near, m.far)
+        made.append(Span(m.name, m.side, top, bottom, m.origin_ms, m.bar_ms, until_ms, is_open))
     return tuple(made)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import config
 import process
-from maintenance import launch, warm
+from maintenance import launch, running, warm
 from records import TIMEFRAME_NAMES, TIMEFRAMES_MIN
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ EMAS: Final = {"ema21": "#2962ff", "ema50": "#ff9800"}
 BREAKS: Final = {
     "internal_bos": "bos", "internal_choch": "choch", "swing_bos": "BOS", "swing_choch": "CHoCH",
 }  # fmt: skip
-NAMES: Final = {"fvg": "gap", "block": "order block"}
+NAMES: Final = {"fvg": "FVG", "block": "OB"}
 SHADES: Final = {"fvg": 0.16, "block": 0.28}
 
 
@@ -317,11 +317,7 @@ def live(cfg: config.Config, symbol: str, timeframe: str) -> Picture:
 
 def main(args: argparse.Namespace) -> int:
     """Draw both files and name them."""
-    try:
-        cfg = config.load()
-    except config.ConfigError as error:
-        process.fail(str(error), 2)
-    symbol = args.symbol.upper()
+    cfg, symbol = running.settings(), args.symbol.upper()
     if args.timeframe not in TIMEFRAME_NAMES:
         process.fail(f"--timeframe {args.timeframe} is none of {', '.join(TIMEFRAME_NAMES)}.", 2)
     if not BARS[0] <= args.bars <= BARS[1]:

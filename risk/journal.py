@@ -97,8 +97,6 @@ def order_ops(state: State, order: Order, now: Now, event: str = "") -> list[Op]
 
 
 def position_ops(keys: Keys, position: Position) -> list[Op]:
-    if position.qty <= 0 and position.exit_qty > 0:
-        return [("srem", keys.positions, position.symbol), ("del", keys.position(position.symbol))]
     return [
         ("sadd", keys.positions, position.symbol),
         ("hset", keys.position(position.symbol), portfolio.to_fields(position)),

@@ -287,12 +287,26 @@ def handle_fill(state: State, fill: Fill, now: Now, out: Effects) -> None:
             before = replace(before, opened_ms=fill.ms, quiet_price=fill.price)
         position = apply_fill(before, replace(fill, fee=fee))
         state.positions[fill.symbol] = position
-        if position.qty <= 0 and position.exit_qty > 0:
+        missed = untold(state, position)
+        if position.qty <= 0 and position.exit_qty > 0 and not missed:
             close_position(state, position, close_reason(position, order, fill), now, out, ops)
             return
         ops += journal.position_ops(state.keys, position)
+        if missed:  # more of its entry was executed than we were told: it is not as small, or over
+            at_ms = now.boot_ms + (FILLS_LATE_MS if position.qty > 0 else 0.0)
+            arm_deadline(state, out, "fills", position.entry_order, at_ms, earliest=True)
+            if position.qty <= 0:
+                out.add(orders.position_request(fill.symbol))
     ops += journal.money_ops(state)
     record(state, out, ops, fill.symbol)
+
+
+def untold(state: State, position: Position) -> Decimal:
+    """Of its entry's executed size, what no trade has told yet."""
+    entry = state.orders.get(position.entry_order)
+    if entry is None:
+        return ZERO
+    return max(ZERO, entry.executed - position.qty - position.exit_qty)
 
 
 def close_reason(position: Position, order: Order | None, fill: Fill) -> str:

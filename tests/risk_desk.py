@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -140,9 +141,15 @@ class Desk:
     # --- the exchange's words ---
 
     def fill(
-        self, request: Request, qty: str, price: str, status: str = "FILLED", realised: str = "0"
+        self,
+        request: Request,
+        qty: str,
+        price: str,
+        status: str = "FILLED",
+        realised: str = "0",
+        executed: str = "",
     ) -> list[Effect]:
-        """An execution of an order that was sent, on the user stream."""
+        """An execution of an order that was sent, on the user stream; `executed` is of all."""
         self.trades += 1
         p = request.params
         client_id = p.get("newClientOrderId") or p["clientAlgoId"]
@@ -154,9 +161,9 @@ class Desk:
             "ot": p["type"],
             "x": "TRADE",
             "X": status,
-            "i": 1_000_000 + abs(hash(client_id)) % 1_000_000,
+            "i": order_id(request),
             "l": qty,
-            "z": qty,
+            "z": executed or qty,
             "L": price,
             "n": "0.05",
             "N": "USDT",
@@ -204,6 +211,12 @@ class Desk:
         self.accepted(stop)
         self.accepted(target)
         return entry, stop, target
+
+
+def order_id(request: Request) -> int:
+    """The exchange's id of an order that was sent."""
+    client_id = request.params.get("newClientOrderId") or request.params["clientAlgoId"]
+    return 1_000_000 + zlib.crc32(client_id.encode()) % 1_000_000
 
 
 def sends(effects: Iterable[Effect], purpose: str = "") -> list[Send]:

@@ -13,6 +13,7 @@ from risk_desk import (
     cancels,
     decisions,
     ops,
+    order_id,
     queries,
     sends,
     signal_fields,
@@ -714,3 +715,50 @@ def test_signals_that_wait_for_a_quote_are_bounded_and_the_next_one_is_told() ->
         assert decisions(desk.signal(id=f"w{number}")) == []
     (told,) = decisions(desk.signal(id="one too many"))
     assert (told["refused_by"], len(desk.state.waiting)) == ("busy", WAITING_MAX)
+
+
+def test_a_fill_that_was_never_told_does_not_end_a_position_early() -> None:
+    """The stream lost the first of two fills: an exit of the told part leaves the rest."""
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    desk.trades += 1  # of 3, told by nobody
+    done = desk.fill(entry, "1", "1000", executed="4")
+    stop, target = sends(done, "stop")[0], sends(done, "target")[0]
+    desk.accepted(stop)
+    desk.accepted(target)
+    exit_ = sends(desk.signal(id="against", side="sell", stop="1010", target="980"), "exit")[0]
+    assert exit_.params["quantity"] == "1"
+    done = desk.fill(exit_, "1", "999")
+    assert desk.state.positions["BTCUSDT"].qty == 0 and not cancels(done)  # its legs stay
+    assert queries(done, "position")
+    asked = queries(desk.wait(1), "trades")[0]
+    desk.done(exit_, "FILLED", "1")
+    row = {"symbol": "BTCUSDT", "id": 1, "orderId": order_id(entry), "side": "BUY", "qty": "3"}
+    row |= {"price": "1000", "realizedPnl": "0", "commission": "0", "commissionAsset": "USDT"}
+    desk.reply(asked, Done([row | {"time": int(desk.market_ms), "maker": False}]))
+    assert desk.state.positions["BTCUSDT"].qty == 3
+    again = sends(desk.wait(5_000), "exit")[0]
+    assert again.params["quantity"] == "3"
+    done = desk.fill(again, "3", "999")
+    assert not desk.state.positions and len(cancels(done)) == 2
+
+
+@pytest.mark.parametrize("told_ms", [999.0, 1_000.0])
+def test_a_missing_fill_is_asked_for_a_second_after_the_next_one(told_ms: float) -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    desk.fill(entry, "1", "1000", executed="4")
+    assert bool(queries(desk.wait(told_ms), "trades")) == (told_ms >= 1_000.0)
+
+
+def test_what_no_trade_explains_ends_by_the_exchange_s_word() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    desk.fill(entry, "1", "1000", executed="4")
+    exit_ = sends(desk.signal(id="against", side="sell", stop="1010", target="980"), "exit")[0]
+    done = desk.fill(exit_, "1", "999")
+    asked = queries(done, "position")[0]
+    traced = desk.reply(asked, Done([{"symbol": "BTCUSDT", "positionAmt": "0"}]))
+    settle = queries(traced, "settle")[0]
+    desk.reply(settle, Done([]))
+    assert not desk.state.positions
