@@ -74,7 +74,7 @@ def carry_out(rig: Rig, run: Run, step: Step) -> bool:
     """One fault, until it bit and a holder trades again. Did it bite?"""
     time.sleep(step.pause_s)
     epoch, start_ms = rig.trading(), wall_ms()
-    rig.dead_ms = 0
+    rig.dead_ms = rig.down_ms = 0
     bit = chaos_blows.strike(rig, step)
     over_ms = wall_ms()
     (run.bit if bit else run.missed)[step.kind] += 1
@@ -90,7 +90,7 @@ def carry_out(rig: Rig, run: Run, step: Step) -> bool:
         # without a death of its own the lease fell to a fault of Redis, which is over now
         dead_ms, trades_ms = rig.dead_ms or over_ms, rig.trading_from_ms()
         run.takeovers.append((step.kind, max(0, trades_ms - dead_ms)))
-        run.taken_over.append((min(dead_ms, trades_ms), trades_ms))
+        run.taken_over.append((min(rig.down_ms or dead_ms, trades_ms), trades_ms))
     try:
         rig.wait(rig.standing, READY_S_MAX, f"a standby after {step.kind} ({step.number})")
     except TimeoutError as error:

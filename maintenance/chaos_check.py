@@ -168,7 +168,8 @@ def ledger_agrees(e: Evidence) -> list[str]:
     wrong = [f"{name} {money} is missing in Redis" for name, money in (there - here).elements()]
     wrong += [f"{name} {money} stands only in Redis" for name, money in here - there]
     for kind, total in e.book_sums.items():
-        rows = sum((Decimal(r["amount"]) for r in e.booked if r["kind"] == kind), audit.ZERO)
+        worth = (Decimal(r.get("usdt", r["amount"])) for r in e.booked if r["kind"] == kind)
+        rows = sum(worth, audit.ZERO)
         if rows != total:
             wrong.append(f"{kind} in the ledger sums to {rows}, risk says {total}")
     return wrong

@@ -71,6 +71,7 @@ def beside(rig: Rig, step: Step | None) -> Iterator[None]:
 def _kill_the_holder(rig: Rig) -> None:
     name = rig.holder()
     if name:
+        rig.down_ms = wall_ms()
         rig.kill_risk(name)
         rig.start_risk(name)
 

@@ -80,6 +80,7 @@ class Rig:
         self.relay: Relay  # between risk and the venue
         self.foreign: list[tuple[str, int, int]] = []  # symbol, from and to when it was another's
         self.dead_ms = 0  # wall ms at which the holder was kept from acting; 0: it was not
+        self.down_ms = 0  # the same, of a holder before it whose successor died as well
         self.stalled: list[tuple[int, int]] = []  # wall ms: nothing came through to the exchange
         self.redis: subprocess.Popen[bytes] | None = None
         self.venue: subprocess.Popen[bytes] | None = None

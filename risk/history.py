@@ -18,7 +18,7 @@ from risk import income, journal, orders
 from risk.events import Effects, HistoryRead, Note, Now
 from risk.instruments import ZERO, decimal
 from risk.orders import ALGO_STATES, STATES, TERMINAL, Order, advance
-from risk.portfolio import Fill, apply_fill, fill_from_trade
+from risk.portfolio import Fill, apply_fill, fee_usdt, fill_from_trade
 from risk.protect import close_position, close_reason, new_position, record
 from risk.reconcile import CAUSE_END
 from risk.state import ORDERS_KEPT_MAX, SEEN_FILLS_MAX, State, put_order, remember
@@ -192,11 +192,11 @@ def _count(state: State, fill: Fill, order: Order | None, now: Now, out: Effects
     if order is None and not mine:
         return False
     remember(state.seen, fill.key, None, SEEN_FILLS_MAX)
-    money = state.money
+    money, fee = state.money, fee_usdt(fill, state.marks)
     state.money = replace(
         money,
         realised=money.realised + fill.realised,
-        fees=money.fees + fill.fee,
+        fees=money.fees + fee,
         fills=money.fills + 1,
     )
     entry = order if order is not None and order.leg == orders.ENTRY_LEG else None
@@ -209,7 +209,7 @@ def _count(state: State, fill: Fill, order: Order | None, now: Now, out: Effects
         return True
     if position.qty == 0 and position.exit_qty == 0 and entry is not None:
         position = replace(position, opened_ms=fill.ms)
-    position = apply_fill(position, fill)
+    position = apply_fill(position, replace(fill, fee=fee))
     state.positions[fill.symbol] = position
     if position.qty <= 0 and position.exit_qty > 0:
         close_position(state, position, close_reason(position, order, fill), now, out, ops)

@@ -17,7 +17,7 @@ from risk.events import Now, Op
 from risk.gate import Verdict
 from risk.instruments import ZERO, plain
 from risk.orders import Order
-from risk.portfolio import Fill, Position
+from risk.portfolio import Fill, Position, fee_usdt
 from risk.signals import Signal
 from risk.state import State, equity, gross_exposure, no_entries, pending_entries, standing
 from streams import Keys
@@ -159,18 +159,26 @@ def fill_ops(
             fields["arrival_mid"] = plain(order.mid)
     ops: list[Op] = [("xadd_once", keys.fills, fields, keys.fill_ids, fill.key, fill.ms)]
     money = (("fee", -fill.fee, fill.fee_asset), ("realised", fill.realised, "USDT"))
+    worth = -fee_usdt(fill, state.marks)
     for kind, amount, asset in money:
         if amount:
-            ops += ledger_ops(
-                state, f"{kind}:{fill.key}", kind, amount, asset, fill.symbol, fill.ms
-            )
+            name = f"{kind}:{fill.key}"
+            ops += ledger_ops(state, name, kind, amount, asset, fill.symbol, fill.ms, worth)
     return ops
 
 
 def ledger_ops(
-    state: State, event_id: str, kind: str, amount: Decimal, asset: str, symbol: str, ms: int
+    state: State,
+    event_id: str,
+    kind: str,
+    amount: Decimal,
+    asset: str,
+    symbol: str,
+    ms: int,
+    usdt: Decimal | None = None,
 ) -> list[Op]:
-    """One money event; `amount` is what it did to the wallet."""
+    """One money event; `amount` is what it did to the wallet, `usdt` what that was worth when it
+    was counted, where the asset is another."""
     keys = state.keys
     fields = {
         "id": event_id,
@@ -180,6 +188,8 @@ def ledger_ops(
         "symbol": symbol,
         "ms": str(ms),
     }
+    if usdt is not None and asset != "USDT":
+        fields["usdt"] = plain(usdt)
     return [("xadd_once", keys.ledger, fields, keys.ledger_ids, event_id, ms)]
 
 
