@@ -113,6 +113,7 @@ from records import DEGRADED as PRINT_DEGRADED
 from ring import COUNTERS_MAX, HEAD, TAIL, WORDS, WRITING
 
 RECORDS_MAX: Final = 8_192  # per call: signals are handled between calls
+UNFINISHED: Final = 2  # where[W_STOP]: broken off, the record at hand is to be taken again
 SUSPECT_NS: Final = 2_000_000_000  # no signal for so long after a print far from the reference
 
 
@@ -355,6 +356,7 @@ def consume(
             store_release(control, C_SEQ, seq)
         store_release(words, WRITING, 0)
         if not done:
+            where[W_STOP] = UNFINISHED
             break
     stats[N_RECORDS] += seq - begin
     store_release(words, TAIL, seq)

@@ -58,6 +58,18 @@ def _operate(args: argparse.Namespace) -> int:
     return operate.main(args)
 
 
+def _record(args: argparse.Namespace) -> int:
+    from maintenance import recording
+
+    return recording.main(args)
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from maintenance import replaying
+
+    return replaying.main(args)
+
+
 def _warm(args: argparse.Namespace) -> int:
     from maintenance import warm
 
@@ -125,6 +137,23 @@ def _add_up(commands: argparse._SubParsersAction[Parser]) -> None:
     up.set_defaults(run=_up)
 
 
+def _add_recordings(commands: argparse._SubParsersAction[Parser]) -> None:
+    record = commands.add_parser("record", help="record what the brains take in")
+    record.add_argument(
+        "--for", dest="seconds", type=float, metavar="S", help="so many seconds; default 60"
+    )
+    record.add_argument("--out", metavar="FILE", help="default: aegis-<time>.aegisrec here")
+    record.set_defaults(run=_record)
+    replay = commands.add_parser("replay", help="the brain's code over a recording; digests")
+    replay.add_argument("file", metavar="FILE")
+    replay.add_argument("--json", action="store_true", help="one JSON object")
+    replay.add_argument("--batch", type=int, default=8192, metavar="N", help="records at a time")
+    replay.add_argument("--from", dest="from_ms", metavar="T", help="count from this market time")
+    replay.add_argument("--until", dest="until_ms", metavar="T", help="stop at this market time")
+    replay.add_argument("--partial", action="store_true", help="a file that was cut off, too")
+    replay.set_defaults(run=_replay)
+
+
 def build() -> Parser:
     """All commands that exist."""
     parser = Parser(prog="aegis", description="AEGIS: a trading engine. `./aegis up` runs it all.")
@@ -150,6 +179,7 @@ def build() -> Parser:
     status = commands.add_parser("status", help="how it is, in one look")
     status.add_argument("--json", action="store_true")
     status.set_defaults(run=_status)
+    _add_recordings(commands)
     why = commands.add_parser("why", help="what happened to a signal or order, and why")
     why.add_argument("id")
     why.set_defaults(run=_operate)
