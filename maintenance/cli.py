@@ -70,6 +70,12 @@ def _replay(args: argparse.Namespace) -> int:
     return replaying.main(args)
 
 
+def _rule(args: argparse.Namespace) -> int:
+    from maintenance import rule
+
+    return rule.main(args)
+
+
 def _warm(args: argparse.Namespace) -> int:
     from maintenance import warm
 
@@ -154,6 +160,21 @@ def _add_recordings(commands: argparse._SubParsersAction[Parser]) -> None:
     replay.set_defaults(run=_replay)
 
 
+def _add_rules(commands: argparse._SubParsersAction[Parser]) -> None:
+    rule = commands.add_parser("rule", help="rules of your own: new, check, list")
+    actions = rule.add_subparsers(
+        dest="rule_command", metavar="ACTION", required=True, parser_class=Parser
+    )
+    new = actions.add_parser("new", help="write a rule's file to begin with")
+    new.add_argument("name", metavar="NAME")
+    new.add_argument("--folder", metavar="DIR", help="default: rules/ of this checkout")
+    check = actions.add_parser("check", help="lookahead, memory, speed: before it is asked live")
+    check.add_argument("name", metavar="NAME", help="of rules/, or dotted: module.function")
+    check.add_argument("--recording", metavar="FILE", help="check it on this market too")
+    actions.add_parser("list", help="every rule: state, counts, speed")
+    rule.set_defaults(run=_rule)
+
+
 def build() -> Parser:
     """All commands that exist."""
     parser = Parser(prog="aegis", description="AEGIS: a trading engine. `./aegis up` runs it all.")
@@ -180,6 +201,7 @@ def build() -> Parser:
     status.add_argument("--json", action="store_true")
     status.set_defaults(run=_status)
     _add_recordings(commands)
+    _add_rules(commands)
     why = commands.add_parser("why", help="what happened to a signal or order, and why")
     why.add_argument("id")
     why.set_defaults(run=_operate)
