@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import streams
-from maintenance import running
+from maintenance import funnel, running
 from maintenance.running import Client
 
 STANDBY_SUFFIX: Final = "standby"
@@ -32,6 +32,7 @@ def collect(r: Client, keys: streams.Keys) -> dict[str, Any]:
         "halted": r.hget(keys.breakers, "halted") is not None,
         "streams": {row.name: _stream(r, getattr(keys, row.name)) for row in streams.TABLE},
         "status": r.hgetall(keys.status),
+        "funnel": funnel.collect(r, keys),
     }
 
 
@@ -141,6 +142,7 @@ def render(told: Mapping[str, Any]) -> str:
         f"{p['stop'] if p['stop'] else 'NONE'} ({p['stop_state']})"
         for p in told["positions"]
     ] or ["no positions"]
+    lines += funnel.render(told["funnel"])
     lines += [
         f"stream {name}: {row['length']} entries, {row['lag']} waiting, {row['pending']} pending"
         for name, row in told["streams"].items()
