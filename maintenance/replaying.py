@@ -38,10 +38,7 @@ def shown_time(ms: int) -> str:
 def use_kernels(state_dir: str) -> None:
     """Where compiled kernels lie; numba reads it when it is imported, before any kernel is. Those
     of the brain that are not there are compiled on the way, no others."""
-    folder = warm.numba_cache_dir(state_dir)
-    os.environ[warm.CACHE_ENV] = str(folder)
-    if not folder.is_dir():
-        print("compiling the brain's kernels, once per version", file=sys.stderr, flush=True)
+    os.environ[warm.CACHE_ENV] = str(warm.numba_cache_dir(state_dir))
 
 
 class Bar:
@@ -66,9 +63,13 @@ def main(args: argparse.Namespace) -> int:
         process.fail("--batch needs a positive number of records.", 2)
     use_kernels(os.environ.get("AEGIS_STATE_DIR") or ".aegis")
     from brain import kernel
-    from brain.recording import RecordingError
+    from brain.recording import RecordingError, blocks
     from brain.replay import replay
 
+    try:
+        next(blocks(args.file))  # what is no recording is told at once
+    except RecordingError as error:
+        process.fail(str(error))
     kernel.warm()
     bar, began_s = Bar(), time.perf_counter()
     try:
