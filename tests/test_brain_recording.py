@@ -401,3 +401,20 @@ def test_a_folder_that_cannot_be_written_is_told_and_the_brain_goes_on(ring, red
     assert "not recorded" in r.xrange(KEYS.journal)[0][1]["text"]
     brain.send_signal(signal.SIGTERM)
     assert brain.wait(20) == 0
+
+
+@pytest.mark.system
+@pytest.mark.timeout(400)
+def test_record_starts_a_system_where_none_runs(tmp_path: Path) -> None:
+    out = tmp_path / "mine.aegisrec"
+    environ = {"AEGIS_STATE_DIR": str(tmp_path / "s"), "AEGIS_SYMBOLS": "4", "REDIS_URL": "",
+               "AEGIS_VENUE_RATE": "400"}  # fmt: skip
+    done = cli("record", "--for", "8", "--out", str(out), **environ)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [path.name for path in tmp_path.iterdir() if "aegisrec" in path.name] == [out.name]
+    made = replay(out, batch=7)
+    counts = made.digest.counts
+    assert made.equal and made.complete and counts["ticks"] > 500
+    assert counts["records.bar"] > 400 and counts["records.symbol"] == 4  # its own warm-up
+    again = cli("record", "--out", str(out), **environ)
+    assert again.returncode == 1 and "exists" in again.stderr

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import drill
 import pytest
 
 import streams
 from brain import smc
+from maintenance import running
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "first-rule.md"
@@ -30,6 +32,18 @@ WANTED = {  # what a command must have printed
     "--recording": r"ok +the same on market\.aegisrec +[1-9]",
     "down": "stopped",
 }
+
+
+def check_shadow(state: Path) -> None:
+    """The rule's signals are followed and told of, and none of them went to risk."""
+    r: Any = streams.connect(running.read_state(state)["redis_url"])
+    decided = [f for _, f in r.xrange(KEYS.decisions) if f.get("rule") == "my_break"]
+    assert [f for f in decided if f["outcome"] == "shadow" and f["source"] == "brain"]
+    assert not [f for f in decided if f["source"] == "risk"]
+    assert not [f for _, f in r.xrange(KEYS.signals) if f["rule"] == "my_break"]
+    ended = [f for _, f in r.xrange(KEYS.outcomes) if f["rule"] == "my_break"]
+    assert ended and all(f["shadow"] == "1" for f in ended)
+    r.close()
 
 
 def commands() -> list[str]:
@@ -64,6 +78,8 @@ def test_every_command_of_the_page_does_what_it_says(tmp_path: Path) -> None:
                 with (tmp_path / "up.log").open("wb") as log:
                     up = subprocess.Popen(argv, cwd=tmp_path, env=env, stdout=log, stderr=log)
                 continue
+            if words == ["down"]:
+                check_shadow(tmp_path / "state")
             name = next(key for key in reversed(WANTED) if key in line)
             end_s, text = time.monotonic() + 150, ""
             while True:  # the system may still be starting
