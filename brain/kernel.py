@@ -215,7 +215,11 @@ def _clock(
         first = n
         n = follow_time(a, s, r.exch_ns, r.recv_ns, ev, n)
         count_outcomes(ev, first, n, stats)
-        if now_ms < a.forming_at[s, 0] + STEP_MS[0] + CLOSE_DELAY_MS:
+        due = False  # any of them: the record may have been broken off behind the 1m bar
+        for t in range(TIMEFRAMES):
+            end_ms = a.forming_at[s, t] + STEP_MS[t]
+            due = due or (a.forming_at[s, t] >= 0 and now_ms >= end_ms + CLOSE_DELAY_MS)
+        if not due:
             continue
         store_release(words, WRITING, s + 1)
         keep_order()

@@ -27,12 +27,14 @@ from brain import desk as desks
 from brain import recording as recs
 from brain import snapshot
 from brain.engine import Engine
+from brain.kernel import new_events
 from brain.record import lane_path, parse_wish
 from brain.recording import Recorder, RecordingError, blocks
 from brain.replay import replay
-from brain.rules import load_rules
+from brain.rules import No, as_rule, load_rules, rule
 from brain.signals import Terms
 from brain.state import memory_state
+from brain.view import CandleView
 from ring import COUNTERS_MAX, HEAD, WORDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -293,6 +295,38 @@ def test_wishes_are_checked() -> None:
             parse_wish(bad)
     assert lane_path("/x/a.aegisrec", "brain") == Path("/x/a.aegisrec")
     assert lane_path("/x/a.aegisrec", "brain.2") == Path("/x/a.2.aegisrec")
+
+
+def test_a_record_that_runs_out_of_event_rows_is_judged_whole() -> None:
+    """A CLOCK that closes bars of many symbols, in rows that hold a few of them only: no rule is
+    asked at a symbol's 1m close while its 5m candle of the same moment is still open."""
+
+    @rule("spy")
+    def spy(view: CandleView, params: dict) -> No:
+        return No(1, "trend", f"{view.bar_ms} {view.candles('5m')}")
+
+    records, made, broken = table(lively_market(4, 60, 60)), [], 0
+    second = records["exch_ns"] // 1_000_000_000 % 60
+    tick = np.isin(records["kind"], (rec.TRADE, rec.QUOTE))
+    records = records[~(tick & (second < 13))]  # so that a CLOCK is what closes the bars
+    for row in range(60):
+        mine = np.flatnonzero((records["kind"] == rec.TRADE) & (records["symbol"] == row))
+        records["id"][mine] = np.arange(1, len(mine) + 1)
+    for rows in (8_192, 164):
+        terms = Terms("w", "n", "rule", 15_000)
+        desk = desks.new_desk(memory_state(60), [as_rule(spy)], terms, 0.0005)
+        slots = np.zeros(1 << 17, rec.RECORD)
+        slots[: len(records)] = records
+        words, stats = np.zeros(WORDS, np.int64), np.zeros(COUNTERS_MAX, np.int64)
+        engine = Engine(words, slots, stats, desk, 0, events=new_events(rows))
+        words[HEAD], effects = len(records), list[Any]()
+        while engine.seq < len(records):
+            found = engine.take()
+            broken += not engine.settled
+            effects += desks.on_events(desk, found, lambda: 0)
+        made.append(effects)
+    assert broken > 20 and made[0] == made[1], broken
+    assert sum(isinstance(each, desks.PutDecision) for each in made[0]) > 1_000
 
 
 # --- real processes --------------------------------------------------------------------------
