@@ -197,6 +197,12 @@ SETTINGS: Final = (
             "a connection of this age is replaced, with overlap; the exchange ends it at 86400"),
     # brain
     Setting("AEGIS_RULES", "", "dotted names", _list, "further rules, like mymodule.my_rule"),
+    Setting("AEGIS_RULE_MS", "5", "ms", _float(0.01, 1000),
+            "a rule that often takes longer for an answer is switched to shadow"),
+    Setting("AEGIS_RECORD", "", "folder", _text,
+            "each brain records there all that it takes in, from its start; empty: off"),
+    Setting("AEGIS_RECORD_MB", "1024", "MB", _int(1, 1_000_000),
+            "a recording ends at this size"),
     Setting("AEGIS_ENTRY_POLICY", "rule", "name", _choice("rule", "proven"),
             "rule: a valid rule suffices; proven: confidence must exceed break-even",
             {"live": "proven"}),
@@ -302,6 +308,9 @@ class Config:
     heal_trades_max: int
     replace_s: float
     rules: tuple[str, ...]
+    rule_ms: float
+    record: str
+    record_mb: int
     entry_policy: str
     signal_age_ms: int
     positions_max: int

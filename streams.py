@@ -65,6 +65,7 @@ class Keys:
     symbols = property(lambda self: self.market("symbols"))
     nodes = property(lambda self: self.market("nodes"))
     model_live = property(lambda self: self.market("model:live"))
+    record = property(lambda self: self.market("record"))
     journal = property(lambda self: self.market("journal"))
     dead = property(lambda self: self.market("dead"))
     schema = property(lambda self: self.market("schema"))
@@ -93,6 +94,9 @@ class Keys:
 
     def node(self, name: str, boot: str) -> str:
         return self.market(f"node:{name}:{boot}")
+
+    def brain(self, node: str, name: str) -> str:
+        return self.market(f"brain:{node}:{name}")
 
     def model(self, version: str) -> str:
         return self.market(f"model:{version}")
@@ -146,6 +150,8 @@ HELP: Final[dict[str, str]] = {
     "symbols": "hash: the universe; name -> why it is in",
     "nodes": "zset: node rows by last heartbeat (Redis seconds); see node:<name>:<boot>",
     "node:<name>:<boot>": "hash: a node's counters, ring lag, ages and latencies, once a second",
+    "brain:<node>:<name>": "string: JSON, a brain's rules, funnel and recording, every two seconds",
+    "record": "string: JSON, asks brains to record while it is there; see aegis record",
     "model:live": "hash: the model that brains use; version, counts, last outcome learned",
     "job:<name>:<slot>": "string: running:<token> or done, so that a job runs once per slot",
     "journal": "stream: what an operator would want to know",

@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from brain.events import CLOSE_EVENT, GONE, OUTCOME, RESULTS, RESYNC, WHOLE, Row
+from brain.events import CLOSE_EVENT, GONE, OUTCOME, RESULTS, RESYNC, STRUCTURE, WHOLE, Row
 from brain.features import features
 from brain.follow import arm
-from brain.rules import Candidate, Rule, ask, stop_masks
-from brain.signals import Check, Facts, Model, Signal, Terms, judge, signal_key
+from brain.funnel import ASKED, FAULTS, SILENT, Funnel, stage_of
+from brain.rules import SLOW_MAX, Candidate, No, Rule, ask, stop_masks
+from brain.signals import SIDES, Check, Facts, Model, Signal, Terms, judge, signal_key
 from brain.state import (
     ACTIVE,
     DEGRADED,
@@ -33,6 +34,7 @@ from brain.state import (
 )
 from brain.view import INDEX, CandleView
 from records import TIMEFRAME_NAMES, TIMEFRAMES_MIN
+from streams import cause_id
 
 REMEMBERED: Final = 1_024  # keys that ended here, and outcomes whose signal is not known yet
 MINUTE_MS: Final = 60_000
@@ -121,11 +123,13 @@ class Desk:
     masks: npt.NDArray[np.int64] = field(
         default_factory=lambda: np.zeros(len(TIMEFRAME_NAMES), np.int64)
     )
-    held: list[Row] = field(default_factory=list)  # of a record that is not done
+    slow_ns: int = 5_000_000  # an answer that takes longer is slow
     candidates: int = 0
     refused: int = 0
     signals: int = 0
     faults: int = 0
+    structure_events: int = 0
+    funnel: Funnel = field(default_factory=Funnel)
 
 
 def dumps(value: Any) -> str:
@@ -133,30 +137,24 @@ def dumps(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
-def new_desk(state: State, rules: list[Rule], terms: Terms, taker_fee: float) -> Desk:
+def new_desk(
+    state: State, rules: list[Rule], terms: Terms, taker_fee: float, slow_ns: int = 5_000_000
+) -> Desk:
     """A desk over a state that may already know symbols."""
-    desk = Desk(state, rules, terms, taker_fee)
+    desk = Desk(state, rules, terms, taker_fee, slow_ns=slow_ns)
     desk.masks[:] = stop_masks(rules)
     for row in np.flatnonzero(state.arrays.sym[:, ACTIVE]):
         desk.rows[state.name(int(row))] = int(row)
     return desk
 
 
-def on_events(
-    desk: Desk, events: npt.NDArray[Any], boot_ns: Callable[[], int], partial: bool = False
-) -> Iterator[Effect]:
-    """What the rows of one kernel call lead to, in their order; `boot_ns` stamps signals.
-
-    `partial` rows (W_PARTIAL) wait for the rest of their record: a rule never sees half a close.
-    """
+def on_events(desk: Desk, events: npt.NDArray[Any], boot_ns: Callable[[], int]) -> Iterator[Effect]:
+    """What the rows of one kernel call lead to, in their order; `boot_ns` stamps signals."""
+    desk.structure_events += int((events["kind"] == STRUCTURE).sum())
     if len(events) > FEW:
         closes = (events["kind"] == CLOSE_EVENT) & (events["code"] != 0)
         events = events[closes | (events["kind"] >= OUTCOME)]
-    desk.held += map(Row._make, events.tolist())
-    if partial:
-        return
-    rows, desk.held = desk.held, []
-    for row in rows:
+    for row in map(Row._make, events.tolist()):
         if row.kind == CLOSE_EVENT:
             if row.code:
                 yield from _on_close(desk, row, boot_ns)
@@ -203,14 +201,23 @@ def _on_close(desk: Desk, row: Row, boot_ns: Callable[[], int]) -> Iterator[Effe
     for each in desk.rules:
         if not each.asked(timeframe, flags):
             continue
+        began_ns = boot_ns()
         found, fault = ask(each, view)
+        each.took(boot_ns() - began_ns, desk.slow_ns)
+        desk.funnel.add(view.known_ms, [ASKED])
         if fault:
             desk.faults += 1
+            desk.funnel.add(view.known_ms, [FAULTS])
             desk.masks[:] = stop_masks(desk.rules)
             yield PutJournal(fault)
-        if found is not None:
+        if isinstance(found, No):
+            yield _on_no(desk, each, found, view)
+        elif found is not None:
             desk.candidates += 1
+            each.candidates += 1
             yield from _on_candidate(desk, each, found, view, row, boot_ns)
+        elif not fault:
+            desk.funnel.add(view.known_ms, [SILENT])
 
 
 def _facts(desk: Desk, each: Rule, view: CandleView, row: Row) -> Facts:
@@ -245,10 +252,14 @@ def _on_candidate(
     if signal is not None and not _arm(desk, signal, view):
         checks.append(Check("follow_room", False, {}))
         signal = None
+    refused = next((check.name for check in checks if not check.ok), "")
+    desk.funnel.way(view.known_ms, stage_of(refused) if refused else "", refused)
     if signal is None or signal.shadow:
         desk.refused += 1
     if signal is not None:
         desk.signals += not signal.shadow
+        each.signals += not signal.shadow
+        each.shadows += signal.shadow
         fields = {**signal.fields, "signal_ns": str(boot_ns())}
         each_open = Open(
             id=signal.id,
@@ -271,7 +282,7 @@ def _on_candidate(
         desk.slots[each_open.slot] = signal.key
         pending = dumps({name: getattr(each_open, name) for name in Open.__match_args__})
         yield PutSignal(signal.id, signal.shadow, signal.expires_ms, fields, pending)
-    yield _decision(found, facts, signal, checks)
+    yield _decision(found, facts, view, desk.terms, signal, [*seen(view, found.side), *checks])
 
 
 def _arm(desk: Desk, signal: Signal, view: CandleView) -> bool:
@@ -283,30 +294,116 @@ def _arm(desk: Desk, signal: Signal, view: CandleView) -> bool:
     return bool(slot >= 0)
 
 
+def seen(view: CandleView, side: int) -> list[Check]:
+    """What a candidate has passed before it is checked: the structure and the trend that the rule
+    saw, with their numbers; they are the same for a user's rule."""
+    x = view.structure()
+    structure: dict[str, float | int | str] = {
+        "events": " ".join(view.events()) or "none",
+        "bias": x.bias * side,
+        "swing_bias": x.swing_bias * side,
+        "position": round(x.position * side, 4),
+        "high": x.high,
+        "low": x.low,
+    }
+    return [
+        Check("structure", True, structure),
+        Check("trend", True, {"trend": round(view.trend() * side, 4)}),
+    ]
+
+
+def _on_no(desk: Desk, each: Rule, no: No, view: CandleView) -> PutDecision:
+    """Something was seen and let pass by the rule itself."""
+    desk.funnel.way(view.known_ms, no.stage, no.reason)
+    structure, trend = seen(view, no.side)
+    numbers: dict[str, float | int | str] = {"why": no.reason}
+    numbers |= {name: round(x, 6) for name, x in no.numbers.items()}
+    if no.stage == "trend":
+        rows = [structure, Check("trend", False, {**trend.numbers, **numbers})]
+    else:
+        rows = [Check("structure", False, {**structure.numbers, **numbers})]
+    return _entry(view, each.name, no.side, desk.terms, "refused", no.reason, rows)
+
+
 def _decision(
-    found: Candidate, facts: Facts, signal: Signal | None, checks: Sequence[Check]
-) -> PutDecision:
+    found: Candidate, facts: Facts, view: CandleView, terms: Terms, signal: Signal | None,
+    checks: Sequence[Check],
+) -> PutDecision:  # fmt: skip
     """One entry of `decisions`, in the words that risk uses for its own."""
-    refused = [check.name for check in checks if not check.ok]
     outcome = "refused" if signal is None else ("shadow" if signal.shadow else "signal")
+    return _entry(
+        view, facts.rule, found.side, terms, outcome, found.reason, checks,
+        f"{signal.confidence:.6f}" if signal else "",
+    )  # fmt: skip
+
+
+def _entry(
+    view: CandleView, name: str, side: int, terms: Terms, outcome: str, reason: str,
+    checks: Sequence[Check], chance: str = "",
+) -> PutDecision:  # fmt: skip
+    """`signal` is the id that the candidate has or would have had: `why` finds it by that."""
+    refused = next((check.name for check in checks if not check.ok), "")
     rows = [{"name": check.name, "ok": check.ok, **check.numbers} for check in checks]
+    word = SIDES[side]
     return PutDecision(
         {
             "source": "brain",
-            "signal": signal.id if signal else "",
-            "symbol": facts.symbol,
-            "side": "buy" if found.side > 0 else "sell",
-            "rule": facts.rule,
-            "timeframe": facts.timeframe,
-            "bar_ms": str(facts.bar_ms),
+            "signal": cause_id(terms.world, view.symbol, view.timeframe, view.bar_ms, word, name),
+            "symbol": view.symbol,
+            "side": word,
+            "rule": name,
+            "timeframe": view.timeframe,
+            "bar_ms": str(view.bar_ms),
             "outcome": outcome,
-            "refused_by": refused[0] if refused else "",
-            "confidence": f"{signal.confidence:.6f}" if signal else "",
-            "reason": found.reason,
+            "stage": stage_of(refused) if refused else "signal",
+            "refused_by": refused,
+            "confidence": chance,
+            "reason": reason,
             "verdicts": dumps(rows),
-            "ms": str(facts.known_ns // 1_000_000),
+            "ms": str(view.known_ms),
         }
     )
+
+
+# --- inputs beside the ring ------------------------------------------------------------------
+
+
+def news_of(desk: Desk, pending: Mapping[str, str]) -> dict[str, str]:
+    """Of `pending` what this desk does not know yet."""
+    return {
+        signal_id: text
+        for signal_id, text in pending.items()
+        if (key := signal_key(signal_id)) not in desk.open and key not in desk.closed
+    }
+
+
+def slow_rules(desk: Desk) -> list[dict[str, Any]]:
+    """Inputs that switch what has become slow: time is nothing that a replay could repeat."""
+    made = []
+    for each in desk.rules:
+        if each.slow >= SLOW_MAX and each.state != "off":
+            state = "shadow" if each.state == "on" else "off"
+            mean_ms = each.spent_ns / each.asks / 1e6
+            why = f"slow: {mean_ms:.1f} ms on average, {desk.slow_ns / 1e6:g} ms are allowed"
+            made.append({"input": "rule", "name": each.name, "state": state, "why": why})
+    return made
+
+
+def use_input(desk: Desk, told: Mapping[str, Any]) -> list[Effect]:
+    """One input besides the ring: a model, signals to follow again, a rule's new state."""
+    if told["input"] == "model":
+        counts = {name: (row[0], row[1], row[2]) for name, row in told["counts"].items()}
+        desk.model = Model(told["version"], counts)
+    elif told["input"] == "pending":
+        return rearm(desk, told["signals"])
+    elif told["input"] == "rule":
+        for each in desk.rules:
+            if each.name == told["name"]:
+                each.demote(told["why"])
+        desk.faults += 1
+        desk.masks[:] = stop_masks(desk.rules)
+        return [PutJournal(f"rule {told['name']} is {told['why']}; now {told['state']}")]
+    return []
 
 
 # --- outcomes --------------------------------------------------------------------------------

@@ -70,6 +70,7 @@ class Row(NamedTuple):
 assert Row._fields == EVENT.names
 
 CLOSE_EVENT, STRUCTURE, OUTCOME, GONE, WHOLE, RESYNC = range(1, 7)
+KINDS: Final = ("none", "close", "structure", "outcome", "gone", "whole", "resync")
 WIN, LOSS, TIMEOUT = 1, 2, 3
 RESULTS: Final = ("", "win", "loss", "timeout")
 

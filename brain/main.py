@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -25,20 +25,24 @@ import process
 import ring as rings
 import streams
 from brain import kernel
-from brain.closing import W_PARTIAL, W_STOP, WHERE
 from brain.desk import (
     AskPending,
     AskSnapshot,
     Desk,
     Effect,
+    PutJournal,
     PutSignal,
     new_desk,
+    news_of,
     on_events,
-    rearm,
+    slow_rules,
+    use_input,
 )
-from brain.events import Events
+from brain.engine import Engine
 from brain.follow import refresh_all
 from brain.publisher import Publisher
+from brain.record import Recording, parse_wish
+from brain.report import desk_report
 from brain.rules import RuleError, load_rules
 from brain.signals import Terms
 from brain.state import (
@@ -46,7 +50,6 @@ from brain.state import (
     C_ASK_ALL,
     C_CLOCK_NS,
     C_SEQ,
-    Ints,
     State,
     clear_symbol,
     open_state,
@@ -131,42 +134,50 @@ class Brain:
     """The process's parts; `turn` is one round of its loop."""
 
     ring: rings.Ring
-    state: State
-    desk: Desk
+    engine: Engine
     publisher: Publisher
     snapshots: Snapshots
-    seq: int
+    recording: Recording
     generation: int  # of the node that we belong to
-    events: Events = field(default_factory=kernel.new_events)
-    where: Ints = field(default_factory=lambda: np.zeros(WHERE, np.int64))
     counted: dict[str, int] = field(default_factory=dict)  # what copy_counts has written
-    raw: Ints = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.raw = kernel.raw_view(self.ring.slots)
+    @property
+    def desk(self) -> Desk:
+        return self.engine.desk
+
+    @property
+    def state(self) -> State:
+        return self.engine.desk.state
 
     def turn(self, timeout_ns: int) -> int:
         """Wait, consume, decide, hand over. Returns the records consumed."""
-        ring, began = self.ring, self.seq
-        head = barrier.wait_records(ring.words, self.seq, SPINS, timeout_ns)
+        ring, engine, began = self.ring, self.engine, self.engine.seq
+        head = barrier.wait_records(ring.words, began, SPINS, timeout_ns)
         now_ns = boot_ns()
-        if head > self.seq:
-            oldest = int(ring.slots[self.seq & ring.mask]["recv_ns"])
-            self.seq, n = kernel.consume(
-                ring.words, ring.slots, self.raw, self.state.arrays, self.events, self.where,
-                self.desk.masks, ring.brain_stats, self.seq, kernel.RECORDS_MAX,
-            )  # fmt: skip
+        if head > began:
+            oldest = int(ring.slots[began & ring.mask]["recv_ns"])
+            recorder = self.recording.recorder
+            if recorder is not None:  # the slot behind the last may be its second half
+                recorder.copy(engine.raw, began, min(head, began + kernel.RECORDS_MAX + 1))
+            rows = engine.take(min(head - began, kernel.RECORDS_MAX))
             _count(ring, _BATCH_AGE, now_ns - oldest)
-            _count(ring, _BATCH, self.seq - began)
+            _count(ring, _BATCH, engine.seq - began)
             self.publisher.market_ms = int(self.state.arrays.control[C_CLOCK_NS]) // 1_000_000
-            partial = bool(self.where[W_PARTIAL])
-            if n or self.desk.held:
-                self._carry_out(on_events(self.desk, self.events[:n], boot_ns, partial))
-        self._take_inputs()
+            if len(rows):
+                if recorder is not None:
+                    recorder.note_events(rows)
+                self._carry_out(on_events(self.desk, rows, boot_ns))
+        if engine.settled:
+            self._take_inputs(now_ns)
+            self.recording.round_over(now_ns)
         ring.words[rings.BRAIN_BEAT] = now_ns
         if self.snapshots.poll(ring.words, now_ns) == ALL_SYMBOLS:
             self.state.arrays.control[C_ASK_ALL] = 0
-        return self.seq - began
+        return engine.seq - began
+
+    def report(self) -> dict[str, Any]:
+        """What the operator may ask: see `aegis status`, `rule list` and `record`."""
+        return {**desk_report(self.desk), "recording": self.recording.report()}
 
     def announce(self) -> None:
         """The ready word: our node's feed subscribes after it."""
@@ -176,16 +187,34 @@ class Brain:
         """Whether the ring still belongs to the node that we were started for."""
         return bool(self.ring.words[rings.GENERATION] == self.generation)
 
-    def _take_inputs(self) -> None:
-        """The other two inputs besides the ring: a model and signals to follow again."""
+    def _take_inputs(self, now_ns: int) -> None:
+        """The inputs besides the ring: a model, signals to follow again, rules that are slow."""
+        wish = self.publisher.take_wish()
+        if wish is not None:
+            try:
+                self.recording.obey(parse_wish(wish), now_ns)
+            except ValueError as error:
+                self.publisher.put(PutJournal(str(error)))
         model = self.publisher.take_model()
         if model is not None:
-            self.desk.model = model
+            self._use({"input": "model", "version": model.version, "counts": dict(model.counts)})
         pending = self.publisher.take_pending()
         if pending:
-            self._carry_out(rearm(self.desk, pending))
+            self._use({"input": "pending", "signals": news_of(self.desk, pending)})
+        for told in slow_rules(self.desk):
+            self._use(told)
+        while self.recording.news:
+            line = self.recording.news.pop(0)
+            log.warning("%s", line)
+            self.publisher.put(PutJournal(line))
+
+    def _use(self, told: dict[str, Any]) -> None:
+        if self.recording.recorder is not None:
+            self.recording.recorder.note_input(self.engine.seq, told)
+        self._carry_out(use_input(self.desk, told))
 
     def _carry_out(self, effects: Iterable[Effect]) -> None:
+        recorder = self.recording.recorder
         for effect in effects:
             if isinstance(effect, AskPending):
                 self.publisher.ask_pending()
@@ -193,6 +222,8 @@ class Brain:
                 self.snapshots.wanted.add(effect.row)
             else:
                 self.publisher.put(effect)
+            if recorder is not None:
+                recorder.note(effect)
             if isinstance(effect, PutSignal):
                 fields = effect.fields
                 _count(self.ring, _SIGNAL, int(fields["signal_ns"]) - int(fields["recv_ns"]))
@@ -236,13 +267,17 @@ def run(brain: Brain) -> None:
         now_ns = boot_ns()
         if now_ns >= next_copy_ns:
             brain.copy_counts()
+            brain.publisher.report = brain.report()
             next_copy_ns = now_ns + 250_000_000
-        more = brain.where[W_STOP] != 0  # is there already
+        more = brain.engine.stopped  # is there already
         if 0 < done < SMALL_BATCH and not more and now_ns - last_ns < BUSY_NS:
             time.sleep(NAP_S)
         if done:
             last_ns = now_ns
     brain.copy_counts()
+    if not brain.recording.close(DRAIN_S):
+        log.warning("ended with a recording that the disk did not take")
+    brain.publisher.report = brain.report()
     if not brain.publisher.close(DRAIN_S):
         log.warning("ended with signals or outcomes that Redis did not take")
 
@@ -267,14 +302,25 @@ def build(args: argparse.Namespace, cfg: config.Config) -> Brain:
     barrier.warm()
     kernel.store_word(words, rings.TAIL, seq)
     terms = Terms(args.world, args.node, cfg.entry_policy, cfg.signal_age_ms)
-    desk = new_desk(state, rules, terms, TAKER_FEE)
+    desk = new_desk(state, rules, terms, TAKER_FEE, int(cfg.rule_ms * 1e6))
+    engine = Engine(words, ring.slots, ring.brain_stats, desk, seq)
+    settings = {
+        "mode": cfg.mode, "world": args.world, "node": args.node, "rules": list(cfg.rules),
+        "entry_policy": cfg.entry_policy, "signal_age_ms": cfg.signal_age_ms,
+    }  # fmt: skip
+    recording = Recording(engine, args.name, settings, cfg.record_mb << 20)
+    if cfg.record:
+        recording.start_in(cfg.record, args.node, wall_ms() / 1000, boot_ns())
 
     def written(each: PutSignal) -> None:
         _count(ring, _WRITTEN, boot_ns() - int(each.fields["recv_ns"]))
 
     keys = streams.Keys(cfg.mode, cfg.account)
-    publisher = Publisher(cfg.redis_url, keys, wall_ms=wall_ms, written=written)
-    return Brain(ring, state, desk, publisher, snapshots, seq, generation)
+    publisher = Publisher(
+        cfg.redis_url, keys, wall_ms=wall_ms, written=written,
+        report_key=keys.brain(args.node, args.name),
+    )  # fmt: skip
+    return Brain(ring, engine, publisher, snapshots, recording, generation)
 
 
 def main(argv: list[str] | None = None) -> int:

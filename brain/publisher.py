@@ -10,14 +10,16 @@ The same thread reads: the live model about every two seconds, `pending` when as
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+import orjson
 import redis
 
 import streams
@@ -30,6 +32,7 @@ DECISIONS_MAX: Final = 2_000
 JOURNAL_MAX: Final = 256
 PENDING_MAX: Final = 20_000  # entries of `pending` that are read back
 MODEL_POLL_S: Final = 2.0
+REPORT_KEPT_S: Final = 30  # a brain that reports no more is gone
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.1, 2.0
 BATCH: Final = 64  # outcomes, decisions, journal lines per round trip
 CALM_S: Final = 0.02  # without a signal, before decisions and journal lines are written
@@ -62,6 +65,7 @@ class Publisher(threading.Thread):
         *,
         wall_ms: Callable[[], int],
         written: Callable[[PutSignal], None] = lambda each: None,
+        report_key: str = "",
         connect: Callable[[str, int], redis.Redis] = streams.connect,
     ) -> None:
         super().__init__(name="publisher", daemon=True)
@@ -78,6 +82,10 @@ class Publisher(threading.Thread):
         self._pending: deque[dict[str, str]] = deque(maxlen=1)
         self._models: deque[Model] = deque(maxlen=1)
         self._model_version = ""
+        self._wishes: deque[str] = deque(maxlen=1)  # to record
+        self._wish = ""
+        self._report_key = report_key
+        self.report: Mapping[str, Any] = {}  # the newest; written each MODEL_POLL_S
         self.market_ms = 0  # the brain's clock: ages are judged by it
         self.counts = Counts()
 
@@ -123,6 +131,10 @@ class Publisher(threading.Thread):
         """A model of another version than the last, or None."""
         return self._models.popleft() if self._models else None
 
+    def take_wish(self) -> str | None:
+        """The key that asks for a recording, once for each change; empty when it is gone."""
+        return self._wishes.popleft() if self._wishes else None
+
     def close(self, timeout_s: float) -> bool:
         """Write what is queued, for at most `timeout_s`; True when nothing is left."""
         self._ending.set()
@@ -144,6 +156,8 @@ class Publisher(threading.Thread):
                     self._read_pending(client)
                 if time.monotonic() >= next_poll_s:
                     self._read_model(client)
+                    self._read_wish(client)
+                    self._write_report(client)
                     next_poll_s = time.monotonic() + MODEL_POLL_S
                 backoff_s = BACKOFF_S_MIN
                 if not self._waiting() and not self._ending.is_set():
@@ -157,6 +171,8 @@ class Publisher(threading.Thread):
                 if self._ending.is_set() and backoff_s > 4 * BACKOFF_S_MIN:
                     return  # the end is near and Redis is not there
                 backoff_s = min(backoff_s * 2, BACKOFF_S_MAX)
+        with contextlib.suppress(redis.RedisError):  # what it says was true a moment ago too
+            self._write_report(client)
         client.close()
 
     def _waiting(self) -> bool:
@@ -232,6 +248,16 @@ class Publisher(threading.Thread):
             log.warning("pending holds more than %d signals and is not re-armed", PENDING_MAX)
             return
         self._pending.append(r.hgetall(self._keys.pending))  # type: ignore[arg-type]
+
+    def _read_wish(self, r: redis.Redis) -> None:
+        wish = str(r.get(self._keys.record) or "")
+        if wish != self._wish:
+            self._wish = wish
+            self._wishes.append(wish)
+
+    def _write_report(self, r: redis.Redis) -> None:
+        if self.report and self._report_key:
+            r.set(self._report_key, orjson.dumps(self.report), ex=REPORT_KEPT_S)
 
     def _read_model(self, r: redis.Redis) -> None:
         version = str(r.hget(self._keys.model_live, "version") or "")

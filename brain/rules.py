@@ -7,7 +7,8 @@
 `on` names the structure events (smc.CODES) without which the rule need not be asked; without `on`
 it is asked at every close. A rule sees closed candles only and decides nothing but side, entry,
 stop, target, reason and quality; fees, freshness, confidence and risk are judged after it. One that
-raises is switched to shadow and reported; it never stops the brain.
+sees something and lets it pass may say why by a No, which the funnel counts. One that raises, or
+that is often slow, is switched to shadow, then off, and reported; it never stops the brain.
 
 Ours: structure break, sweep reversal, zone retest. Stops are structural, bounded in ATR, and never
 nearer than a multiple of the round trip's cost: a stop that its fees eat cannot pay.
@@ -19,7 +20,8 @@ import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from types import MappingProxyType
+from typing import Final, Literal, NamedTuple
 
 from brain import smc
 from brain.closing import EVERY_CLOSE
@@ -30,6 +32,8 @@ Params = Mapping[str, float]
 RuleState = Literal["off", "shadow", "on"]
 STATES: Final = ("off", "shadow", "on")
 FAULTS_MAX: Final = 10  # a rule that keeps raising in shadow is switched off
+SLOW_MAX: Final = 5  # so many more slow answers than quick ones: to shadow, then off
+NOTHING: Final[Mapping[str, float]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,17 @@ class Candidate:
     quality: float
 
 
-Function = Callable[[CandleView, Params], Candidate | None]
+class No(NamedTuple):
+    """Why a rule that saw something proposes nothing: `stage` is structure or trend."""
+
+    side: int
+    stage: str
+    reason: str
+    numbers: Mapping[str, float] = NOTHING
+
+
+Answer = Candidate | No | None
+Function = Callable[[CandleView, Params], Answer]
 
 
 @dataclass(slots=True)
@@ -58,6 +72,25 @@ class Rule:
     params: Params
     state: RuleState = "on"
     faults: int = 0
+    why: str = ""  # the state is not the one that was asked for
+    asks: int = 0
+    candidates: int = 0
+    signals: int = 0
+    shadows: int = 0
+    spent_ns: int = 0
+    spent_ns_max: int = 0
+    slow: int = 0
+
+    def took(self, spent_ns: int, slow_ns: int) -> None:
+        """One answer and its time."""
+        self.asks += 1
+        self.spent_ns += spent_ns
+        self.spent_ns_max = max(self.spent_ns_max, spent_ns)
+        self.slow = self.slow + 1 if spent_ns > slow_ns else max(self.slow - 1, 0)
+
+    def demote(self, why: str) -> None:
+        """On to shadow, shadow to off."""
+        self.state, self.slow, self.why = "shadow" if self.state == "on" else "off", 0, why
 
     def asked(self, timeframe: str, flags: int) -> bool:
         if self.state == "off" or timeframe not in self.timeframes:
@@ -180,6 +213,10 @@ def bracket(
     return Candidate(side, entry, stop, target, reason, min(max(quality, 0.0), 1.0))
 
 
+def _trend(trend: float, params: Params) -> dict[str, float]:
+    return {"trend": trend, "trend_min": params["trend_min"]}
+
+
 @rule(
     "structure_break",
     timeframes=PICTURE,
@@ -187,7 +224,7 @@ def bracket(
     trend_min=-0.5,
     **_BRACKET,
 )
-def structure_break(view: CandleView, params: Params) -> Candidate | None:
+def structure_break(view: CandleView, params: Params) -> Answer:
     """Follow a close through the internal structure, unless the larger picture is against it."""
     for side in (1, -1):
         turned = view.happened("internal_choch", side)
@@ -195,7 +232,7 @@ def structure_break(view: CandleView, params: Params) -> Candidate | None:
             continue
         trend, seen = view.trend() * side, view.structure()
         if trend < params["trend_min"]:
-            return None
+            return No(side, "trend", "against the larger picture", _trend(trend, params))
         level = seen.low if side > 0 else seen.high
         quality = 0.5 + 0.3 * trend + (0.1 if seen.swing_bias == side else 0.0)
         name = "change of character" if turned else "break of structure"
@@ -205,32 +242,39 @@ def structure_break(view: CandleView, params: Params) -> Candidate | None:
 
 
 @rule("sweep_reversal", timeframes=PICTURE, on=("sweep",), position_min=0.2, **_BRACKET)
-def sweep_reversal(view: CandleView, params: Params) -> Candidate | None:
+def sweep_reversal(view: CandleView, params: Params) -> Answer:
     """Fade a wick through a known high or low that closed back, at the outer part of the range."""
     for side in (1, -1):
         if not view.happened("sweep", side) or view.happened("sweep", -side):
             continue
         seen = view.structure()
-        if -seen.position * side < params["position_min"]:  # buy in discount, sell in premium
-            return None
+        position = -seen.position * side  # buy in discount, sell in premium
+        if not position >= params["position_min"]:
+            numbers = {"position": position, "position_min": params["position_min"]}
+            return No(side, "structure", "not at the outer part of the range", numbers)
         trend = view.trend() * side
         level = view.low() if side > 0 else view.high()
-        quality = 0.5 + 0.2 * trend + 0.2 * min(-seen.position * side, 1.0)
+        quality = 0.5 + 0.2 * trend + 0.2 * min(position, 1.0)
         reason = f"swept {'lows' if side > 0 else 'highs'} at {seen.sweep_level:g} and closed back"
         return bracket(view, side, level, params, reason, quality)
     return None
 
 
 @rule("zone_retest", timeframes=PICTURE, on=("fvg_touch", "block_touch"), trend_min=0.1, **_BRACKET)
-def zone_retest(view: CandleView, params: Params) -> Candidate | None:
+def zone_retest(view: CandleView, params: Params) -> Answer:
     """Join the trend where price came back to a gap or an order block and held it."""
+    no = None
     for side in (1, -1):
         block = view.happened("block_touch", side) and not view.happened("block_broken", side)
         gap = view.happened("fvg_touch", side) and not view.happened("fvg_filled", side)
         if not block and not gap:
             continue
         trend, seen = view.trend() * side, view.structure()
-        if trend < params["trend_min"] or seen.bias != side:
+        if trend < params["trend_min"]:
+            no = No(side, "trend", "the trend does not carry it", _trend(trend, params))
+            continue
+        if seen.bias != side:
+            no = No(side, "structure", "the structure is against it", {"bias": seen.bias * side})
             continue
         touched = [
             zone
@@ -239,26 +283,32 @@ def zone_retest(view: CandleView, params: Params) -> Candidate | None:
             if zone.side == side and zone.touched
         ]
         if not touched:
+            no = No(side, "structure", "the zone is gone")
             continue
         zone = touched[-1]
         level = zone.bottom if side > 0 else zone.top
         if (view.close() - level) * side <= 0.0:
+            no = No(side, "structure", "closed through the zone", {"level": level})
             continue
         quality = 0.45 + 0.3 * trend + (0.1 if block and gap else 0.0)
         reason = (
             f"held {'order block' if block else 'fair value gap'} at {level:g}, trend {trend:+.1f}"
         )
         return bracket(view, side, level, params, reason, quality)
-    return None
+    return no
 
 
 OURS: Final = (structure_break, sweep_reversal, zone_retest)
 
 
-def ask(each: Rule, view: CandleView) -> tuple[Candidate | None, str]:
-    """(candidate, fault). A fault switches the rule to shadow, and off if it goes on."""
+def ask(each: Rule, view: CandleView) -> tuple[Answer, str]:
+    """(answer, fault). A fault switches the rule to shadow, and off if it goes on."""
     try:
         found = each.function(view, each.params)
+        if isinstance(found, No):
+            numbers = {str(k): float(v) for k, v in found.numbers.items()}
+            stage = "trend" if found.stage == "trend" else "structure"
+            return No(1 if found.side > 0 else -1, stage, str(found.reason), numbers), ""
         if found is not None:  # numpy's numbers are welcome; what leaves here is plain
             found = Candidate(
                 int(found.side),
@@ -270,11 +320,12 @@ def ask(each: Rule, view: CandleView) -> tuple[Candidate | None, str]:
             )
     except Exception as error:  # noqa: BLE001 - a user's code may raise anything
         each.faults += 1
-        each.state = "off" if each.faults >= FAULTS_MAX else "shadow"
+        if each.state == "on" or each.faults >= FAULTS_MAX:
+            each.demote(f"raised {type(error).__name__}: {error}"[:200])
         return None, f"rule {each.name} raised {type(error).__name__}: {error}; now {each.state}"
     if found is None:
         return None, ""
-    numbers = (found.entry, found.stop, found.target, found.quality)
-    if found.side not in (1, -1) or not all(math.isfinite(x) for x in numbers):
+    prices = (found.entry, found.stop, found.target, found.quality)
+    if found.side not in (1, -1) or not all(math.isfinite(x) for x in prices):
         return None, f"rule {each.name} proposed what is no trade: {found}"
     return found, ""

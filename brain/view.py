@@ -164,6 +164,14 @@ class CandleView:
         """Did this close bring a structure event of this name (smc.CODES) and side?"""
         return bool(self.flags & _FLAGS[name, side])
 
+    def events(self) -> list[str]:
+        """The structure events of this close in words, like "sweep up"."""
+        return [
+            f"{name} {'up' if side > 0 else 'down'}"
+            for (name, side), bit in _FLAGS.items()
+            if self.flags & bit
+        ]
+
     def _newest(self, timeframe: str | None, field: int, back: int = 0) -> float:
         t = INDEX[timeframe or self.timeframe]
         count = int(self.arrays.counts[self.row, t])

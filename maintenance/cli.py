@@ -58,6 +58,24 @@ def _operate(args: argparse.Namespace) -> int:
     return operate.main(args)
 
 
+def _record(args: argparse.Namespace) -> int:
+    from maintenance import recording
+
+    return recording.main(args)
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from maintenance import replaying
+
+    return replaying.main(args)
+
+
+def _rule(args: argparse.Namespace) -> int:
+    from maintenance import rule
+
+    return rule.main(args)
+
+
 def _warm(args: argparse.Namespace) -> int:
     from maintenance import warm
 
@@ -131,6 +149,38 @@ def _add_up(commands: argparse._SubParsersAction[Parser]) -> None:
     up.set_defaults(run=_up)
 
 
+def _add_recordings(commands: argparse._SubParsersAction[Parser]) -> None:
+    record = commands.add_parser("record", help="record what the brains take in")
+    record.add_argument(
+        "--for", dest="seconds", type=float, metavar="S", help="so many seconds; default 60"
+    )
+    record.add_argument("--out", metavar="FILE", help="default: aegis-<time>.aegisrec here")
+    record.set_defaults(run=_record)
+    replay = commands.add_parser("replay", help="the brain's code over a recording; digests")
+    replay.add_argument("file", metavar="FILE")
+    replay.add_argument("--json", action="store_true", help="one JSON object")
+    replay.add_argument("--batch", type=int, default=8192, metavar="N", help="records at a time")
+    replay.add_argument("--from", dest="from_ms", metavar="T", help="count from this market time")
+    replay.add_argument("--until", dest="until_ms", metavar="T", help="stop at this market time")
+    replay.add_argument("--partial", action="store_true", help="a file that was cut off, too")
+    replay.set_defaults(run=_replay)
+
+
+def _add_rules(commands: argparse._SubParsersAction[Parser]) -> None:
+    rule = commands.add_parser("rule", help="rules of your own: new, check, list")
+    actions = rule.add_subparsers(
+        dest="rule_command", metavar="ACTION", required=True, parser_class=Parser
+    )
+    new = actions.add_parser("new", help="write a rule's file to begin with")
+    new.add_argument("name", metavar="NAME")
+    new.add_argument("--folder", metavar="DIR", help="default: rules/ of this checkout")
+    check = actions.add_parser("check", help="lookahead, memory, speed: before it is asked live")
+    check.add_argument("name", metavar="NAME", help="of rules/, or dotted: module.function")
+    check.add_argument("--recording", metavar="FILE", help="check it on this market too")
+    actions.add_parser("list", help="every rule: state, counts, speed")
+    rule.set_defaults(run=_rule)
+
+
 def build() -> Parser:
     """All commands that exist."""
     parser = Parser(prog="aegis", description="AEGIS: a trading engine. `./aegis up` runs it all.")
@@ -156,6 +206,8 @@ def build() -> Parser:
     status = commands.add_parser("status", help="how it is, in one look")
     status.add_argument("--json", action="store_true")
     status.set_defaults(run=_status)
+    _add_recordings(commands)
+    _add_rules(commands)
     why = commands.add_parser("why", help="what happened to a signal or order, and why")
     why.add_argument("id")
     why.set_defaults(run=_operate)

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import process
@@ -41,7 +41,9 @@ def why(args: argparse.Namespace, cfg: config.Config, r: Client, keys: streams.K
     if not found:
         print(f"Nothing is known of {wanted}: it may be trimmed by now.", file=sys.stderr)
         return 1
-    for entry_id, name, fields in sorted(found, key=lambda row: jobs.entry_order(row[0])):
+    found.sort(key=lambda row: jobs.entry_order(row[0]))
+    print(way([(name, fields) for _, name, fields in found]))
+    for entry_id, name, fields in found:
         print(f"{name.removesuffix('s')} {entry_id}")
         for field, value in fields.items():
             for line in _verdicts(value) if field == "verdicts" else [f"{field} = {value}"]:
@@ -49,13 +51,39 @@ def why(args: argparse.Namespace, cfg: config.Config, r: Client, keys: streams.K
     return 0
 
 
+def way(entries: Sequence[tuple[str, Mapping[str, str]]]) -> str:
+    """How far it came, on one line: each stage, and the numbers of the check that stopped it."""
+    steps = []
+    for name, fields in entries:
+        if name == "decisions":
+            rows = json.loads(fields.get("verdicts") or "[]")
+            refused = [row for row in rows if not row["ok"]]
+            source = fields.get("source", "")
+            stages = ("structure", "trend", "checks", "confidence") if source == "brain" else ()
+            stage = fields.get("stage", "gate") if source == "brain" else "gate"
+            if stage in stages:
+                steps += list(stages[: stages.index(stage)])
+            elif stages:
+                steps += list(stages)
+            if refused:
+                steps.append(f"{stage} REFUSED: {_verdict(refused[0])}")
+            elif source == "risk":
+                steps.append("gate")
+        elif name == "orders" and fields.get("leg") == "entry":
+            steps.append(f"entry {fields.get('state')}")
+        elif name == "outcomes":
+            steps.append(f"{fields.get('result')} {fields.get('net_r')} R")
+    return "way: " + " > ".join(dict.fromkeys(steps))
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    numbers = ", ".join(f"{k} {v}" for k, v in row.items() if k not in ("name", "ok"))
+    return f"{row['name']}: {numbers}"
+
+
 def _verdicts(text: str) -> list[str]:
     """One line per check with its numbers, the refusing one marked."""
-    made = []
-    for row in json.loads(text):
-        numbers = ", ".join(f"{k} {v}" for k, v in row.items() if k not in ("name", "ok"))
-        made.append(f"{'passed ' if row['ok'] else 'REFUSED'} {row['name']}: {numbers}")
-    return made
+    return [f"{'passed ' if row['ok'] else 'REFUSED'} {_verdict(row)}" for row in json.loads(text)]
 
 
 def _ask(r: Client, keys: streams.Keys, **fields: str) -> dict[str, Any]:

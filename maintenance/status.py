@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import streams
-from maintenance import running
+from maintenance import funnel, running
 from maintenance.running import Client
 from maintenance.schedule import JOBS, Job, slot_of
 
@@ -33,6 +33,7 @@ def collect(r: Client, keys: streams.Keys) -> dict[str, Any]:
         "streams": {row.name: _stream(r, getattr(keys, row.name)) for row in streams.TABLE},
         "status": r.hgetall(keys.status),
         "jobs_late": jobs_late(r, keys, JOBS),
+        "funnel": funnel.collect(r, keys),
     }
 
 
@@ -160,6 +161,7 @@ def render(told: Mapping[str, Any]) -> str:
         f"{p['stop'] if p['stop'] else 'NONE'} ({p['stop_state']})"
         for p in told["positions"]
     ] or ["no positions"]
+    lines += funnel.render(told["funnel"])
     lines += [
         f"stream {name}: {row['length']} entries, {row['lag']} waiting, {row['pending']} pending"
         for name, row in told["streams"].items()

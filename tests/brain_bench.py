@@ -68,7 +68,7 @@ class Bench:
         """Every record, `batch` at a time, through a ring that just fits them."""
         slots = np.zeros(1 << max(len(recs), 2).bit_length(), rec.RECORD)
         slots[: len(recs)] = recs
-        raw, seq, partial = kernel.raw_view(slots), 0, False
+        raw, seq, held = kernel.raw_view(slots), 0, []
         while seq < len(recs):
             self.words[HEAD] = len(recs)
             before = seq
@@ -79,15 +79,11 @@ class Bench:
             self.events += [
                 tuple(None if x != x else x for x in row) for row in self.rows[:n].tolist()
             ]
-            if on_events is not None and (n or partial):
-                on_events(self.rows[:n])
-            partial = self.partial
+            held.append(self.rows[:n].copy())
+            if on_events is not None and not self.where[W_PARTIAL] and any(map(len, held)):
+                on_events(np.concatenate(held))  # of finished records only, as the engine does
+            held = held if self.where[W_PARTIAL] else []
             assert seq > before or n > 0, "the kernel must move on"
-
-    @property
-    def partial(self) -> bool:
-        """The last call ended within a record."""
-        return bool(self.where[W_PARTIAL])
 
     def count(self, name: str) -> int:
         return int(self.stats[BRAIN_COUNTERS.index(name)])

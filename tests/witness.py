@@ -82,7 +82,7 @@ def witness(recs: np.ndarray, symbols: int = 1, batch: int = 4096, **bench_args:
             facts.append(("event", e[0], (e[11], e[12]), plain(e)))
             if e[13] == CLOSE_EVENT:
                 facts.extend(_at_close(bench, e))
-        facts.extend(map(_of_effect, desks.on_events(desk, rows, lambda: 99, bench.partial)))
+        facts.extend(map(_of_effect, desks.on_events(desk, rows, lambda: 99)))
 
     bench.feed(recs, batch, note)
     assert bench.count("closes") > 0 and len(bench.state.arrays.counts[0]) == TIMEFRAMES
