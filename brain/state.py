@@ -53,7 +53,7 @@ BYTES_PER_SYMBOL_MAX: Final = 64 * 1024
 
 KERNEL_FILES: Final = (
     "state.py", "events.py", "candles.py", "indicators.py", "smc.py", "follow.py", "closing.py",
-    "history.py", "kernel.py",
+    "history.py", "kernel.py", "picture.py",
 )  # fmt: skip
 
 # control
