@@ -255,6 +255,7 @@ class Recorder(threading.Thread):
             self.bytes_written = len(MAGIC)
             self._write(HEAD, orjson.dumps(header), seq)
             self._write(STAT, b"".join(state), seq)
+            self._file.flush()
             self.told, state = digest.told(), []
             self._begin = ({}, [], 0)
             self._loop(digest)
@@ -305,8 +306,10 @@ class Recorder(threading.Thread):
                 digest.add_events(note)
             else:
                 digest.add_effect(note)
-        self.told = digest.told()
-        self._write(MARK, orjson.dumps(self.told), chunk.seq + chunk.used)
+        told = digest.told()
+        self._write(MARK, orjson.dumps(told), chunk.seq + chunk.used)
+        self._file.flush()  # what a killed brain had sealed is in the file
+        self.told = told
         return True
 
     def _write(self, kind: bytes, content: bytes, seq: int) -> None:
