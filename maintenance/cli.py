@@ -198,7 +198,7 @@ def build() -> Parser:
         ),
         ("redis", "a command to the running Redis"),
         ("test", "run the tests; arguments go to pytest"),
-        ("bench", "measure this machine: decode ring brain feed path; --json --out --seconds"),
+        ("bench", "measure this machine: decode ring brain feed venue entries path; --json --out"),
     ):
         commands.add_parser(name, help=text)  # parsed by those they are passed to: main()
     for name, text in (("worker", "runs the scheduled jobs"), ("beat", "schedules the jobs")):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import random
 from pathlib import Path
 
 import pytest
 
-from maintenance import chaos
+from maintenance import chaos, chaos_plan
 from maintenance.chaos_plan import Step
 
 pytestmark = pytest.mark.system
@@ -30,6 +32,16 @@ LOSSES = [
     Step(2, "redis_flush", 0.5, 0.0, {"kill": False}, after_intent_ms=10.0),
     Step(3, "partition_holder", 0.5, 4.0, {}, after_intent_ms=5.0),
 ]
+
+
+def test_two_minutes_of_a_fresh_seed_violate_nothing(tmp_path: Path) -> None:
+    """CHAOS_SEED=<printed> plans the same faults again."""
+    seed = int(os.environ.get("CHAOS_SEED", random.SystemRandom().randrange(1 << 30)))
+    print(f"CHAOS_SEED={seed}")
+    steps = chaos_plan.plan(seed, chaos.TTL_S)
+    told = chaos.run_chaos(tmp_path / "chaos", seed, steps, 120.0, tell=False)
+    assert told["told"] == {} and told["violations"] == 0
+    assert told["faults_bit"] >= 20 and told["fills"] > 50
 
 
 def test_a_small_plan_bites_and_violates_nothing(tmp_path: Path) -> None:
