@@ -24,6 +24,7 @@ import streams
 from maintenance import audit, launch, summary
 from maintenance.chaos_relay import Relay
 from maintenance.chaos_signals import Source
+from maintenance.chaos_world import World
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 KEYS = streams.Keys("sim")
@@ -68,6 +69,10 @@ def outcomes(r: Any, names: set[str]) -> dict[str, list[dict[str, str]]]:
     return found
 
 
+# as many signals as a busy minute has; none is told twice: each has one end
+WORLD = World(20, 3, (0.0025, 0.008), (0.02, 0.25), 1, 0.0)
+
+
 def test_a_stall_of_the_exchange_disturbs_neither_signals_nor_ring(
     system: tuple[Node, Relay], redis_url: str, tmp_path: Path
 ) -> None:
@@ -80,7 +85,7 @@ def test_a_stall_of_the_exchange_disturbs_neither_signals_nor_ring(
     try:
         node.wait(lambda: r.hget(KEYS.status, "state") == "trading", "a holder")
         ring = rings.attach(paths[0])
-        source = Source(redis_url, node.url, KEYS, 3)
+        source = Source(redis_url, node.url, KEYS, 3, WORLD)
         source.start()
         node.wait(lambda: int(r.hget(KEYS.portfolio, "fills") or 0) > 0, "a first fill")
         pids, epoch, before = life(ring), r.get(KEYS.epoch), set(source.sent)
