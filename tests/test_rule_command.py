@@ -172,9 +172,11 @@ def test_now_and_then_a_slow_answer_is_forgiven() -> None:
 
 
 def aegis(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """The command as the front door starts it: the checkout before what the user's path names."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [environ.pop("PYTHONPATH", "")])])
     return subprocess.run(
         [sys.executable, "-m", "maintenance.cli", *words], cwd=ROOT, capture_output=True,
-        text=True, check=False, timeout=250, env={**os.environ, **environ},
+        text=True, check=False, timeout=250, env={**os.environ, **environ, "PYTHONPATH": path},
     )  # fmt: skip
 
 
