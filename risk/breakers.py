@@ -117,6 +117,20 @@ def standing(tally: Tally, facts: Facts, limits: Limits) -> dict[str, str]:
     return made
 
 
+def any_set(limits: Limits) -> bool:
+    """Is there a breaker that could trip?"""
+    return any(
+        (
+            limits.daily_loss_max,
+            limits.drawdown_max,
+            limits.fees_day_max,
+            limits.loss_streak_max,
+            limits.trades_day_max,
+            limits.errors_max,
+        )
+    )
+
+
 def resumed(tally: Tally, facts: Facts) -> Tally:
     """Somebody looked: what latches begins anew from here."""
     tripped = {k: v for k, v in tally.tripped.items() if k not in LATCHED}

@@ -11,7 +11,18 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Final
 
-from risk import entries, guard, history, income, orders, protect, pushes, recovery, replies
+from risk import (
+    breakers,
+    entries,
+    guard,
+    history,
+    income,
+    orders,
+    protect,
+    pushes,
+    recovery,
+    replies,
+)
 from risk.commands import on_command
 from risk.entries import PLACE_WAIT_MS, WAIT_MS
 from risk.events import (
@@ -85,8 +96,9 @@ def step(state: State, event: Event, now: Now) -> list[Effect]:
         out.add(Snap("trouble"))
     elif isinstance(event, Stopping):
         state.stopping = True
-    if not isinstance(event, QuoteSeen):
-        guard.follow_breakers(state, now, out, idle=isinstance(event, Tick))
+    ticks = isinstance(event, Tick)
+    if ticks or (breakers.any_set(state.limits) and not isinstance(event, QuoteSeen)):
+        guard.follow_breakers(state, now, out, idle=ticks)
     watch(state, out)
     return out.items
 

@@ -390,3 +390,20 @@ def test_a_restart_finds_what_had_tripped() -> None:
     after.state.tally = from_fields(before.state.tally_written)
     after.state.money = Money(wallet=D(9_900), realised=D(-101), fees=D("0.1"))
     assert decisions(after.signal(symbol="ETHUSDT"))[0]["refused_by"] == "breakers"
+
+
+LIMITS = (
+    "daily_loss_max",
+    "drawdown_max",
+    "fees_day_max",
+    "loss_streak_max",
+    "trades_day_max",
+    "errors_max",
+)
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_each_breaker_alone_is_followed_at_every_event(name: str) -> None:
+    none = replace(Limits(), **dict.fromkeys(LIMITS, 0))
+    assert not breakers.any_set(none)
+    assert breakers.any_set(replace(none, **{name: 1}))
