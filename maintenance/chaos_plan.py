@@ -72,9 +72,7 @@ ORDER_KINDS: Final = (  # a request to the exchange meets them
     "limit",
     "ban",
 )
-DEAF_KINDS: Final = tuple(  # only the answer would tell; one that is late as well, nobody in time
-    kind for kind in ORDER_KINDS[: ORDER_KINDS.index("unavailable")] if kind != "reply_late"
-)
+DEAF_KINDS: Final = ORDER_KINDS[: ORDER_KINDS.index("unavailable")]  # only the answer would tell
 DEAF_SHARE: Final = 0.4  # of these fall while the user stream tells nothing either
 DEAF_S: Final = (2.0, 4.0)
 REFUSING_KINDS: Final = ("ban", "limit")  # nobody can protect anything while they last

@@ -140,9 +140,9 @@ def _converse(points: Points) -> Make:
 
     def make(old: Callable[..., Awaitable[Any]]) -> Any:
         @functools.wraps(old)
-        async def converse(self: Any, connection: Any, sent: Any) -> Any:
+        async def converse(self: Any, connection: Any, sent: Any, timeout_s: float) -> Any:
             if not _purpose.get() or not points.counter.due(f"after_send_{_purpose.get()}"):
-                return await old(self, connection, sent)
+                return await old(self, connection, sent, timeout_s)
             connection.ask(self._bytes(sent))
             connection.transport.pause_reading()
             await asyncio.sleep(AFTER_SEND_S)

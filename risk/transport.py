@@ -155,9 +155,10 @@ class Http:
         self._kept: list[Connection] = []
         self._head = f"Host: {parts.netloc.rpartition('@')[2]}\r\n"
 
-    async def request(self, make: Callable[[], Ask]) -> Told:
+    async def request(self, make: Callable[[], Ask], timeout_s: float | None = None) -> Told:
         """`make` is called when a connection is ready; nothing is awaited between it and the
-        write. Raises Unsent, Lost, TimeoutError, and what `make` raises."""
+        write. The answer may take `timeout_s`, or what is usual here. Raises Unsent, Lost,
+        TimeoutError, and what `make` raises."""
         while True:
             connection = self._kept_one()
             if connection is None:
@@ -165,17 +166,17 @@ class Http:
             again = connection.answered > 0
             sent = make()
             try:
-                told = await self._converse(connection, sent)
+                told = await self._converse(connection, sent, timeout_s or self._timeout_s)
             except Lost:
                 if again and sent.method == "GET":
                     continue
                 raise
             return told
 
-    async def _converse(self, connection: Connection, sent: Ask) -> Told:
+    async def _converse(self, connection: Connection, sent: Ask, timeout_s: float) -> Told:
         waiter = connection.ask(self._bytes(sent))
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(timeout_s):
                 told = await waiter
         except (TimeoutError, asyncio.CancelledError):
             connection.close()

@@ -63,7 +63,7 @@ def test_a_stopped_holder_sleeps_past_its_lease() -> None:
 def test_only_faults_of_answers_fall_on_a_deaf_risk() -> None:
     deaf = {step.kind for step in chaos_plan.plan(1, TTL_S, 2_000) if step.deaf_s}
     assert deaf == set(chaos_plan.DEAF_KINDS)
-    assert len(deaf) == 6 and "reply_late" not in deaf
+    assert len(deaf) == 7
     assert "unknown_executed" in deaf and "reply_lost" in deaf and "ban" not in deaf
 
 

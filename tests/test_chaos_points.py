@@ -87,7 +87,7 @@ def live_through(points: chaos_risk.Points) -> None:
         connection = SimpleNamespace(ask=lambda data: None, transport=transport)
 
         async def fetch(_: Any, request: Request) -> str:
-            return str(await converse(http, connection, None))
+            return str(await converse(http, connection, None, 1.0))
 
         async def written(*_: Any, writes: Any, **more: Any) -> Any:
             return ["ok"] * len(writes), None

@@ -35,7 +35,7 @@ from risk.events import (
     Throttled,
     Unknown,
 )
-from risk.exchange import BAN_DEFAULT_MS, Exchange, classify
+from risk.exchange import BAN_DEFAULT_MS, ENTRY_TIMEOUT_MS, Exchange, classify
 from risk.main import is_passing
 from risk.snapshots import Snapshots
 
@@ -209,6 +209,19 @@ def test_a_connection_dropped_after_sending_is_unknown() -> None:
 
     result = asyncio.run(served(handler, lambda exchange: exchange.call(entry())))
     assert isinstance(result, Unknown)
+
+
+def test_an_entry_that_is_not_answered_soon_is_unknown_and_others_wait_longer() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        await asyncio.sleep(ENTRY_TIMEOUT_MS / 1000 + 0.3)
+        return web.json_response({"orderId": 1})
+
+    async def work(exchange: Exchange) -> list[Result]:
+        asked = (entry(), entry(fenced=False))
+        return list(await asyncio.gather(*(exchange.call(request) for request in asked)))
+
+    first, second = asyncio.run(served(handler, work))
+    assert first == Unknown("time-out") and second == Done({"orderId": 1})
 
 
 def test_an_exchange_that_is_not_there_refused_for_sure() -> None:
