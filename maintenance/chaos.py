@@ -10,6 +10,7 @@ first; on a violation the exit code is 1 and the folder with all logs is kept an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import secrets
@@ -49,6 +50,7 @@ SEED_END: Final = 1 << 31
 READY_S_MAX: Final = 30.0  # until a holder trades, at the start and after a fault
 REST_S_MAX: Final = 75.0  # until everything agrees: what a mute stream hid, risk finds in a minute
 CLOSE_S_MAX: Final = 40.0
+MONEY_S_MAX: Final = 75.0  # risk asks once a minute at most
 SECONDS: Final = (5, 86_400)
 TTL_S: Final = 3.0
 NAKED_MS_MAX: Final = 1_000
@@ -149,7 +151,23 @@ def close_all(rig: Rig, run: Run) -> None:
         rig.wait(closed, CLOSE_S_MAX, "everything to close")
     except TimeoutError as error:
         run.unrest.append(str(error))
+    hear_of_money(rig)
     time.sleep(1.2)  # the last status: once a second
+
+
+def hear_of_money(rig: Rig) -> None:
+    """Funding that a spoilt stream did not tell is asked for at the next look, within a minute of
+    the last one. What is missing after that is the check's to say."""
+    command = {"id": f"chaos-{time.time_ns()}", "name": "reconcile"}
+    streams.publish(rig.r, rig.keys.commands, command)
+    paid = sum(event["type"] == "funding" for event in rig.ledger())
+
+    def booked() -> bool:
+        told = sum(row["kind"] == "funding" for row in chaos_redis.booked(rig))
+        return told >= int(paid)
+
+    with contextlib.suppress(TimeoutError):
+        rig.wait(booked, MONEY_S_MAX, "funding to be booked")
 
 
 def resting(ledger: Sequence[dict[str, Any]]) -> set[str]:

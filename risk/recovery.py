@@ -67,10 +67,10 @@ def on_snapshot(state: State, event: SnapshotTaken, now: Now, out: Effects) -> N
         apart = tuple(action for action in apart if action.name in OWNERSHIP)
     correct(state, apart, event, now, out)
     _take_theirs(state, snapshot)
+    income.catch_up(state, now, out)  # a stream that stays open may have told nothing of money
     if forced:
         state.reconciled = True
         state.since_ms = now.market_ms
-        income.catch_up(state, now, out)
         for position in state.positions.values():
             if position.exit_reason:  # decided by whoever held before: carried on until flat
                 arm_deadline(state, out, "exit", position.symbol, now.boot_ms + RETRY_MS)

@@ -125,6 +125,15 @@ def test_a_start_after_a_pause_asks_for_what_happened_meanwhile() -> None:
     assert desk.state.income_ms["FUNDING_FEE"] == int(desk.market_ms)
 
 
+@pytest.mark.parametrize("reason", [START, "trouble", "reconcile", "snapshot"])
+def test_every_look_at_the_exchange_asks_for_money_too(reason: str) -> None:
+    """A stream that stays open may have told nothing of it."""
+    desk = Desk()
+    desk.state.income_ms = dict.fromkeys(KINDS, int(desk.market_ms))
+    effects = desk.do(SnapshotTaken(snapshot(), reason))
+    assert all(len(asked(effects, kind)) == 1 for kind in KINDS)
+
+
 def test_trouble_after_trouble_asks_once_a_minute() -> None:
     """Four questions of weight 30: a Redis that flaps must not use the address up."""
     desk = Desk()
