@@ -186,6 +186,7 @@ HELP: Final[dict[str, str]] = {
 # --- ids -------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(4_096)  # every leg of a round trip hashes the same cause
 def _base32(text: str, chars: int) -> str:
     digest = hashlib.blake2b(text.encode(), digest_size=20).digest()
     return base64.b32encode(digest).decode().lower()[:chars]

@@ -35,6 +35,7 @@ PACE: Final = 1_000.0  # signals a second offered in a round
 CALM_PACE: Final = 20.0  # ... and where latency is measured
 WAIT_S: Final = 60.0
 LOOK_S: Final = 0.02
+LOOK_AGAIN_S: Final = 0.2  # a quote older than twice that is asked for by risk
 DEPOSIT: Final = "10000000"
 STOP_SHARE, TARGET_SHARE = 0.02, 0.04
 KEYS: Final = streams.Keys("sim", "main")
@@ -112,12 +113,16 @@ def running(symbols: int) -> Iterator[Bench]:
 
 def send(bench: Bench, names: list[str], name: str, pace: float) -> dict[str, float]:
     """A signal for each symbol, `pace` a second: client id of its entry -> wall ms of the XADD."""
-    told = {row["symbol"]: row for row in ask(f"{bench.venue_url}/fapi/v1/ticker/bookTicker")}
-    made_ms = ask(f"{bench.venue_url}/fapi/v1/time")["serverTime"]
+    told, looked_s, made_ms = {}, -LOOK_AGAIN_S, 0
     prefix, sent = streams.prefix3(KEYS), {}
     began = time.perf_counter()
     for number, symbol in enumerate(names):
-        price = float(told[symbol]["askPrice"])
+        if time.perf_counter() - looked_s > LOOK_AGAIN_S:  # as a brain does, by what it just saw
+            told = {r["symbol"]: r for r in ask(f"{bench.venue_url}/fapi/v1/ticker/bookTicker")}
+            made_ms = ask(f"{bench.venue_url}/fapi/v1/time")["serverTime"]
+            looked_s = time.perf_counter()
+        quote = told[symbol]
+        price = float(quote["askPrice"])
         fields = {
             "id": f"{name}-{number}",
             "symbol": symbol,
@@ -127,6 +132,9 @@ def send(bench: Bench, names: list[str], name: str, pace: float) -> dict[str, fl
             "target": repr(price * (1 + TARGET_SHARE)),
             "confidence": "0.6",
             "exch_ns": str(made_ms * 1_000_000),
+            "bid": quote["bidPrice"],
+            "ask": quote["askPrice"],
+            "quote_ns": str(quote["time"] * 1_000_000),
             "rule": "bench",
         }
         time.sleep(max(0.0, began + number / pace - time.perf_counter()))

@@ -10,8 +10,9 @@ import asyncio
 import math
 import zlib
 from collections.abc import Callable
-from dataclasses import replace as changed
 from typing import Any, Final
+
+from msgspec.structs import replace as changed
 
 import process
 import risk.main

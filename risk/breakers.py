@@ -10,9 +10,11 @@ it is too high. All of it is the `breakers` hash and survives restarts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Final
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from risk.gate import Limits
 from risk.instruments import ZERO, decimal, plain
@@ -32,8 +34,7 @@ LATCHED: Final = (DRAWDOWN, LOSS_STREAK)  # over with `resume`
 NO_DAY: Final = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(Struct, frozen=True):
     """What breakers look at, at one time."""
 
     market_ms: float
@@ -44,8 +45,7 @@ class Facts:
     errors: int  # of the last ERRORS_MS
 
 
-@dataclass(frozen=True, slots=True)
-class Tally:
+class Tally(Struct, frozen=True):
     """What breakers remember. `tripped`: name -> the sentence that was true when it tripped."""
 
     day: int = NO_DAY  # since 1970

@@ -8,8 +8,10 @@ durable before the entry leaves; if they cannot be written, nothing leaves.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from decimal import Decimal
 from typing import Final
+
+from msgspec.structs import replace
 
 from risk import journal, orders, rotation
 from risk.events import (
@@ -44,10 +46,12 @@ from risk.instruments import decimal, plain
 from risk.orders import Order, advance
 from risk.protect import arm_deadline, exit_position, record
 from risk.signals import Signal, parse_signal
-from risk.state import WAITING_MAX, State, Waiting, make_case, own_legs, put_order
+from risk.state import WAITING_MAX, State, Waiting, make_case, put_order
 
 WAIT_MS: Final = 1_000.0  # real time for a quote and settings; then the gate says what is missing
 QUOTE_FRESH_MS: Final = 500.0  # a quote older than this is asked for again before deciding
+QUOTE_AHEAD_MS: Final = 100.0  # real time that the sender's clock may be ahead of ours
+QUOTE_OFF_MAX: Final = Decimal("0.01")  # of the mark; a quote farther from it is asked for
 MARGIN_SET: Final = -4046  # margin type is so already: a success
 DECAY_CHECKS: Final = (check_stale, check_missed, check_quality)
 PLACE_WAIT_MS: Final = 10_000.0  # for a rotated position to close; age decides anyway
@@ -74,9 +78,14 @@ def on_signal(state: State, event: SignalRead, now: Now, out: Effects) -> None:
     if state.make_id(signal.id, orders.ENTRY_LEG) in state.orders:
         out.add(Commit((), signal.id, ack=ack))  # decided before; its acknowledgement was lost
         return
+    take_quote(state, signal, now)
     case = make_case(state, signal, now)
     if decays(state, case):
         decay(state, signal, event.entry_id, now, out)
+        return
+    waiting = Waiting(signal, event.entry_id, now.boot_ms + WAIT_MS)
+    if ready(state, signal, now):
+        decide(state, waiting, case, now, out)
         return
     early = judge_early(case)
     at_limit = early is None and len(state.waiting) >= WAITING_MAX
@@ -85,13 +94,25 @@ def on_signal(state: State, event: SignalRead, now: Now, out: Effects) -> None:
     if early is not None:
         refuse(state, signal, event.entry_id, early, now, out)
         return
-    waiting = Waiting(signal, event.entry_id, now.boot_ms + WAIT_MS)
     state.waiting[signal.id] = waiting
-    if ready(state, signal, now):
-        decide(state, waiting, now, out)
-    else:
-        ask(state, signal, now, out)
-        arm_deadline(state, out, "wait", signal.id, waiting.until_ms)
+    ask(state, signal, now, out)
+    arm_deadline(state, out, "wait", signal.id, waiting.until_ms)
+
+
+def take_quote(state: State, signal: Signal, now: Now) -> None:
+    """The quote that came with a signal, where it is newer than what we know and near the mark;
+    it saves the exchange a question and the entry its answer's time."""
+    mark, age_ms = state.marks.get(signal.symbol), (now.market_ms - signal.quoted_ms) / now.speed
+    if mark is None or not 0 < signal.bid <= signal.ask or age_ms < -QUOTE_AHEAD_MS:
+        return
+    if (
+        abs(signal.bid - mark) > mark * QUOTE_OFF_MAX
+        or abs(signal.ask - mark) > mark * QUOTE_OFF_MAX
+    ):
+        return
+    known, boot_ms = state.quotes.get(signal.symbol), now.boot_ms - max(age_ms, 0.0)
+    if known is None or known.boot_ms < boot_ms:
+        state.quotes[signal.symbol] = Quote(signal.bid, signal.ask, boot_ms)
 
 
 def decays(state: State, case: Case) -> bool:
@@ -167,7 +188,7 @@ def on_prepared(state: State, event: Replied, now: Now, out: Effects) -> None:
         _settings(state, event, out)
     for waiting in [w for w in state.waiting.values() if not w.for_place]:
         if waiting.signal.symbol == symbol and ready(state, waiting.signal, now):
-            decide(state, waiting, now, out)
+            decide_waiting(state, waiting, now, out)
 
 
 def _settings(state: State, event: Replied, out: Effects) -> None:
@@ -190,10 +211,14 @@ def _settings(state: State, event: Replied, out: Effects) -> None:
 # --- the decision ------------------------------------------------------------------------------
 
 
-def decide(state: State, waiting: Waiting, now: Now, out: Effects) -> None:
+def decide_waiting(state: State, waiting: Waiting, now: Now, out: Effects) -> None:
+    """The decision about a signal that waited, with the case as it is now."""
+    decide(state, waiting, make_case(state, waiting.signal, now), now, out)
+
+
+def decide(state: State, waiting: Waiting, case: Case, now: Now, out: Effects) -> None:
     """One judgement with everything at hand: enter, make a place by rotation, or refuse."""
     signal = waiting.signal
-    case = make_case(state, signal, now)
     judgement = judge(case)
     if judgement.approved is not None and state.prepared.get(signal.symbol) != (
         judgement.approved.leverage
@@ -326,7 +351,7 @@ def on_entry_commit_failed(state: State, event: CommitFailed, now: Now, out: Eff
     if entry is None:
         return
     ack = event.commit.ack
-    legs = own_legs(state, entry.cause)
+    legs = state.orders.legs(entry.cause)
     for order in legs:
         if event.outcome == "failed":
             put_order(state, advance(order, "canceled", int(now.market_ms), "not sent"))

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from msgspec import Struct
+
 # Outgoing work in order of urgency; the number is the heap's key.
 PROTECT: Final = 0  # a stop, an exit: somebody's money is at risk now
 TARGET: Final = 1
@@ -24,8 +26,7 @@ Params = Mapping[str, str]
 Op = tuple[Any, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Now:
+class Now(Struct, frozen=True):
     """The clocks at one step, read once by whoever calls it."""
 
     boot_ms: float  # deadlines, leases
@@ -38,30 +39,26 @@ class Now:
 # --- what the exchange answers -----------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(Struct, frozen=True):
     """The exchange did it; `body` is its JSON."""
 
     body: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Struct, frozen=True):
     """It was surely not done. `code` is the exchange's, or 0 when we refused it ourselves."""
 
     code: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Unknown:
+class Unknown(Struct, frozen=True):
     """It may or may not have been done."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Throttled:
+class Throttled(Struct, frozen=True):
     """Not done, and the exchange names the time (boot ms) before which it wants no more."""
 
     until_ms: float
@@ -74,8 +71,7 @@ Result = Done | Refused | Unknown | Throttled
 # --- effects -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """One call to the exchange. `about` is a client order id or a symbol; `purpose` says why."""
 
     method: str
@@ -87,53 +83,45 @@ class Request:
     fenced: bool = False  # an entry: refused in the last hook before the socket without a lease
 
 
-@dataclass(frozen=True, slots=True)
-class Send(Request):
+class Send(Request, frozen=True):
     """Place an order or change a setting."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel(Request):
+class Cancel(Request, frozen=True):
     """Take an order back."""
 
 
-@dataclass(frozen=True, slots=True)
-class Query(Request):
+class Query(Request, frozen=True):
     """Ask; harmless to repeat."""
 
 
-@dataclass(frozen=True, slots=True)
-class Timer:
-    """Call step with a Tick at this boot time, or soon after."""
+class Timer(Struct, frozen=True):
+    """Call step with a Due at this boot time, or soon after."""
 
     at_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(Struct, frozen=True):
     """One line for the log; `level` is logging's name. Critical ones become alerts."""
 
     level: str
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Snap:
+class Snap(Struct, frozen=True):
     """Take a snapshot of the exchange's truth and feed it back as an event."""
 
     reason: str
     command_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Watch:
+class Watch(Struct, frozen=True):
     """The symbols whose best bid and ask risk needs to see from now on."""
 
     symbols: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(Struct, frozen=True):
     """One atomic, fenced write. `then` is carried out only after it is known to be written.
 
     Refused or failed, `then` is dropped and CommitFailed is fed back with this commit. Commits are
@@ -156,22 +144,19 @@ Effect = Commit | Send | Cancel | Query | Timer | Note | Snap | Watch
 # --- events ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class SignalRead:
+class SignalRead(Struct, frozen=True):
     """An entry of the signals stream, ours until it is acknowledged."""
 
     entry_id: str
     fields: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class CommandRead:
+class CommandRead(Struct, frozen=True):
     entry_id: str
     fields: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Replied:
+class Replied(Struct, frozen=True):
     """The answer to a request."""
 
     request: Request
@@ -180,31 +165,27 @@ class Replied:
     received_ms: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Pushed:
+class Pushed(Struct, frozen=True):
     """One frame of the user stream, as the exchange wrote it."""
 
     frame: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class QuoteSeen:
+class QuoteSeen(Struct, frozen=True):
     symbol: str
     bid: str
     ask: str
     ms: float  # market time
 
 
-@dataclass(frozen=True, slots=True)
-class MarksSeen:
+class MarksSeen(Struct, frozen=True):
     """Rows of (symbol, mark price, funding rate, next funding ms)."""
 
     rows: tuple[tuple[str, str, str, int], ...]
     ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class SnapshotTaken:
+class SnapshotTaken(Struct, frozen=True):
     """The exchange's truth as of `snapshot.started_ms`; answers Snap."""
 
     snapshot: Any  # reconcile.Snapshot
@@ -212,35 +193,34 @@ class SnapshotTaken:
     command_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryRead:
+class HistoryRead(Struct, frozen=True):
     """What the exchange remembers, before the first snapshot of a holder."""
 
     history: Any  # history.History
 
 
-@dataclass(frozen=True, slots=True)
-class CommitFailed:
+class CommitFailed(Struct, frozen=True):
     """`outcome`: stale, disarmed, duplicate (nothing written) or failed (nobody knows)."""
 
     commit: Commit
     outcome: str
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time passed."""
+class Due(Struct, frozen=True):
+    """A deadline that was asked for has come."""
 
 
-@dataclass(frozen=True, slots=True)
-class Trouble:
+class Tick(Struct, frozen=True):
+    """Time passed: deadlines, and what is only looked at now and then."""
+
+
+class Trouble(Struct, frozen=True):
     """A connection that risk depends on was lost and is back: no entry before a reconcile."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Stopping:
+class Stopping(Struct, frozen=True):
     """No more entries; finish what is in flight."""
 
 
@@ -254,6 +234,7 @@ Event = (
     | SnapshotTaken
     | HistoryRead
     | CommitFailed
+    | Due
     | Tick
     | Trouble
     | Stopping

@@ -9,9 +9,10 @@ allow what another refused. Exits never come here: nothing may trap a position.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
+
+from msgspec import Struct
 
 from risk.events import Now
 from risk.instruments import ONE, ZERO, Instrument, plain
@@ -29,8 +30,7 @@ BPS: Final = Decimal(10_000)
 _SEAL: Final = object()
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Struct, frozen=True):
     """The settings that the gate and the step core read; config's names."""
 
     signal_age_ms: float = 15_000
@@ -62,8 +62,7 @@ class Limits:
     trades_day_max: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Quote:
+class Quote(Struct, frozen=True):
     bid: Decimal
     ask: Decimal
     boot_ms: float  # when we received it
@@ -73,14 +72,12 @@ class Quote:
         return (self.bid + self.ask) / 2
 
 
-@dataclass(frozen=True, slots=True)
-class Funding:
+class Funding(Struct, frozen=True):
     rate: Decimal
     next_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(Struct, frozen=True):
     """A position or a pending entry, as the gate counts it: both take a place and exposure.
 
     Somebody else's takes margin of the account, and no place of ours.
@@ -94,8 +91,7 @@ class Held:
     foreign: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
+class Case(Struct, frozen=True):
     """One signal and everything that decides about it."""
 
     signal: Signal
@@ -136,8 +132,7 @@ class Case:
         return self.quote.ask if self.signal.side == "buy" else self.quote.bid
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """What would be sent. A quantity of zero means that nothing fits."""
 
     qty: Decimal
@@ -151,15 +146,13 @@ class Plan:
         return self.qty * self.price
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     name: str
     ok: bool
     numbers: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Approved:
+class Approved(Struct, frozen=True):
     """Permission for exactly this entry; only `judge` can make one."""
 
     signal: Signal
@@ -178,8 +171,7 @@ class Approved:
             raise PermissionError("only the gate approves")
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(Struct, frozen=True):
     verdicts: tuple[Verdict, ...]
     approved: Approved | None
 

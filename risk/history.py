@@ -10,9 +10,11 @@ memory that lost nothing finds nothing. What is older than HISTORY_MS is the arc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from risk import income, journal, orders
 from risk.events import Effects, HistoryRead, Note, Now
@@ -31,8 +33,7 @@ CAUSE_START: Final = 5  # of the cause in a client id: ag and three of the prefi
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class History:
+class History(Struct, frozen=True):
     """Answers of income, userTrades, allOrders and allAlgoOrders; `known` orders are in Redis."""
 
     since_ms: int

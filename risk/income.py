@@ -9,8 +9,9 @@ silence of the stream, from a little before the time up to which each kind was r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from risk import journal
 from risk.events import HISTORY, Done, Effects, Note, Now, Query, Replied

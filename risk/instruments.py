@@ -7,9 +7,10 @@ down to the step: rounding a quantity up would take a risk that nobody approved.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from typing import Any
+
+from msgspec import Struct
 
 ZERO = Decimal(0)
 ONE = Decimal(1)
@@ -17,10 +18,10 @@ ONE = Decimal(1)
 
 def plain(number: Decimal) -> str:
     """Digits without an exponent and without needless zeros: what goes to exchange and Redis."""
+    if not number:
+        return "0"
     text = format(number, "f")
-    if "." in text:
-        text = text.rstrip("0").rstrip(".")
-    return "0" if text in ("-0", "") else text
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def decimal(text: object, default: Decimal = ZERO) -> Decimal:
@@ -28,8 +29,7 @@ def decimal(text: object, default: Decimal = ZERO) -> Decimal:
     return Decimal(str(text)) if text not in (None, "") else default
 
 
-@dataclass(frozen=True, slots=True)
-class Bracket:
+class Bracket(Struct, frozen=True):
     """Up to `notional_max` of position, at most `leverage_max`; maintenance margin `mmr`."""
 
     notional_max: Decimal
@@ -37,8 +37,7 @@ class Bracket:
     mmr: Decimal
 
 
-@dataclass(frozen=True, slots=True)
-class Instrument:
+class Instrument(Struct, frozen=True):
     """One symbol's rules."""
 
     symbol: str

@@ -8,9 +8,11 @@ parameters are made from a gate.Approved and from nothing else.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from risk.events import (
     CANCEL,
@@ -68,8 +70,7 @@ ALGO_STATES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(Struct, frozen=True):
     """One leg of one round trip. `price` is the limit, or the trigger of stop and target."""
 
     id: str  # client order id

@@ -7,9 +7,11 @@ profit is valued at the mark. Nothing here knows orders or Redis.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from risk.instruments import ZERO, decimal, plain
 
@@ -17,8 +19,7 @@ AVERAGE_UNIT: Final = Decimal("1e-12")  # of an average price: far below any tic
 UNPROTECTED: Final = -1  # naked_ms while no stop was ever confirmed
 
 
-@dataclass(frozen=True, slots=True)
-class Fill:
+class Fill(Struct, frozen=True):
     """One execution as the exchange told it. `order_id` is the exchange's."""
 
     symbol: str
@@ -75,8 +76,7 @@ def fill_from_trade(row: Mapping[str, Any]) -> Fill:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(Struct, frozen=True):
     """One open round trip of ours. `stop_state` and `target_state`: none, sent, acked, gone."""
 
     symbol: str
@@ -196,8 +196,7 @@ def from_fields(fields: Mapping[str, str]) -> Position:
     return Position(**values, confidence=float(fields.get("confidence") or 0.5))
 
 
-@dataclass(frozen=True, slots=True)
-class Money:
+class Money(Struct, frozen=True):
     """The account's sums. `wallet` is the exchange's; the rest is ours since the first start."""
 
     wallet: Decimal = ZERO

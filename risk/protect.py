@@ -9,16 +9,17 @@ position whose stop was moved or cancelled by hand gets its stop back; it is nev
 
 from __future__ import annotations
 
-from dataclasses import replace
 from decimal import Decimal
 from typing import Final
+
+from msgspec.structs import replace
 
 from risk import breakers, journal, orders
 from risk.events import Cancel, Commit, Effect, Effects, Note, Now, Op, Send, Timer
 from risk.instruments import ZERO, Instrument, plain
 from risk.orders import Order, advance
 from risk.portfolio import UNPROTECTED, Fill, Position, apply_fill, fee_usdt
-from risk.state import SEEN_FILLS_MAX, State, own_legs, put_order, remember
+from risk.state import SEEN_FILLS_MAX, State, put_order, remember
 
 RETRY_MS: Final = 250.0  # between two tries of something that must succeed
 RETRY_MS_MAX: Final = 5_000.0
@@ -357,7 +358,7 @@ def retire_legs(state: State, cause: str, now: Now, out: Effects) -> list[Op]:
     An exit is never taken back: it was sent and is answered, or it may have been sent and is asked.
     """
     ops: list[Op] = []
-    for order in own_legs(state, cause):
+    for order in state.orders.legs(cause):
         if order.terminal or order.leg == orders.ENTRY_LEG:
             continue
         if surely_unsent(state, order):

@@ -8,8 +8,9 @@ it is counted by trade id and by states that only move forward, so order does no
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from risk import income, journal, orders
 from risk.events import Effects, Note, Now, Op, Pushed, Snap
@@ -22,7 +23,6 @@ from risk.state import (
     ORDERS_KEPT_MAX,
     State,
     Theirs,
-    own_legs,
     pending_entries,
     put_order,
     remember,
@@ -84,7 +84,7 @@ def on_order(state: State, o: Mapping[str, Any], now: Now, out: Effects) -> None
                 forget(state, "query", made.id)
                 forget(state, "surely", made.id)
             if made.leg == orders.ENTRY_LEG and made.terminal and made.executed == 0:
-                for leg in own_legs(state, made.cause):
+                for leg in state.orders.legs(made.cause):
                     if leg.state == "intent":
                         put_order(state, advance(leg, "canceled", int(o["T"]), "not needed"))
                         ops += journal.order_ops(state, state.orders[leg.id], now)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
+
+from msgspec import Struct, field
 
 from risk import orders
 from risk.instruments import ZERO, decimal, plain
@@ -23,8 +24,7 @@ CAUSE_END: Final = 21  # ag, three of the prefix, sixteen of the cause; leg and 
 NOT_SENT: Final = frozenset({"intent", "sent", "unknown"})
 
 
-@dataclass(frozen=True, slots=True)
-class Resting:
+class Resting(Struct, frozen=True):
     """An open order on the exchange; `kind` is STOP_MARKET, TAKE_PROFIT_MARKET, LIMIT …"""
 
     id: str  # client id
@@ -36,8 +36,7 @@ class Resting:
     exchange_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True):
     """The exchange's truth at one time. `positions`: signed quantity and entry price."""
 
     id: str
@@ -51,8 +50,7 @@ class Snapshot:
     margins: Mapping[str, Decimal] = field(default_factory=dict)  # of the positions
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(Struct, frozen=True):
     """One correction. `name` is one of NAMES."""
 
     name: str

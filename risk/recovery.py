@@ -8,8 +8,9 @@ ends there.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from risk import guard, income, journal, orders, reconcile
 from risk.events import Effects, Note, Now, SnapshotTaken
@@ -225,7 +226,7 @@ def confirm(
     if order is None:
         order = _leg_at_rest(state, position, resting, now)
     changed = {"stop_order" if stop else "target_order": order.id}
-    state.positions[position.symbol] = replace(position, **changed)  # type: ignore[arg-type]
+    state.positions[position.symbol] = replace(position, **changed)
     told = {
         "status": "NEW",
         "algo_id": resting.exchange_id,

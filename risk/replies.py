@@ -9,9 +9,10 @@ an exit are, until they stand.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from decimal import Decimal
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from risk import journal, orders
 from risk.events import (
@@ -46,7 +47,7 @@ from risk.protect import (
     retire_legs,
     stop_confirmed,
 )
-from risk.state import ORDERS_KEPT_MAX, State, own_legs, put_order, remember
+from risk.state import ORDERS_KEPT_MAX, State, put_order, remember
 
 WOULD_TRIGGER: Final = -2021  # the price is beyond the trigger already
 HAS_CLOSE_ALL: Final = frozenset({-4130})  # a closePosition order of this kind exists
@@ -78,7 +79,7 @@ def _ended(state: State, order: Order, now: Now, out: Effects) -> None:
     if order.leg == orders.ENTRY_LEG and order.terminal:
         position = state.positions.get(order.symbol)
         if order.executed == 0:
-            for leg in own_legs(state, order.cause):
+            for leg in state.orders.legs(order.cause):
                 if leg.state == "intent" and leg.id != order.id:
                     put_order(state, advance(leg, "canceled", int(now.market_ms), "not needed"))
                     ops += journal.order_ops(state, state.orders[leg.id], now)

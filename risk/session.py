@@ -13,15 +13,16 @@ import logging
 import os
 from collections import deque
 from collections.abc import Coroutine
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import redis.exceptions
+from msgspec.structs import replace
 
 import clock
 import process
 import streams
 from risk import journal
+from risk.alarms import Alarms
 from risk.arming import settings_hash
 from risk.breakers import HALTED
 from risk.dispatch import Dispatcher
@@ -29,6 +30,7 @@ from risk.events import (
     CommandRead,
     Commit,
     CommitFailed,
+    Due,
     Effect,
     Event,
     HistoryRead,
@@ -111,6 +113,7 @@ class Session:
         self.snapshots = Snapshots(
             risk.exchange, epoch, (self.boot_ms, risk.market_ms), self.feed, self.spawn
         )
+        self.alarms = Alarms(self.boot_ms, lambda: self.feed(Due()))
         self.tasks: list[asyncio.Task[Any]] = []
         self.commits_dropped = 0
         self.events_dropped = 0
@@ -227,6 +230,7 @@ class Session:
 
     async def close(self) -> None:
         self.hurried.clear()
+        self.alarms.close()
         self.risk.ready.detach()
         for task in self.tasks:
             task.cancel()
@@ -248,8 +252,7 @@ class Session:
             elif isinstance(effect, Commit):
                 self.queue(effect)
             elif isinstance(effect, Timer):
-                delay_s = max(0.0, effect.at_ms - self.boot_ms()) / 1000
-                asyncio.get_running_loop().call_later(delay_s, self.feed, Tick())
+                self.alarms.ask(effect.at_ms)
             elif isinstance(effect, Note):
                 log.log(logging.getLevelName(effect.level), effect.text)
             elif isinstance(effect, Watch):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from decimal import Decimal
+
+from msgspec import Struct
 
 NS_PER_MS = 1_000_000
 ID_CHARS_MAX = 64
@@ -21,8 +22,7 @@ TIME_END_MS = 1e14  # the year 5138
 NEEDED = ("id", "symbol", "side", "price", "stop", "target")
 
 
-@dataclass(frozen=True, slots=True)
-class Signal:
+class Signal(Struct, frozen=True):
     """What somebody wants to trade, and why."""
 
     id: str
@@ -42,6 +42,9 @@ class Signal:
     model: str
     world: str
     atr: Decimal = ZERO  # of its timeframe, in price; zero when the sender named none
+    bid: Decimal = ZERO  # the best prices that the sender saw; zero when it named none
+    ask: Decimal = ZERO
+    quoted_ms: float = 0.0  # market time of them
 
     @property
     def sign(self) -> int:
@@ -55,10 +58,10 @@ def _price(fields: Mapping[str, str], name: str) -> Decimal:
     return value
 
 
-def _made_ms(fields: Mapping[str, str]) -> float:
-    value = int(fields.get("exch_ns") or 0) / NS_PER_MS
+def _market_ms(fields: Mapping[str, str], name: str) -> float:
+    value = int(fields.get(name) or 0) / NS_PER_MS
     if not 0.0 <= value < TIME_END_MS:
-        raise ValueError(f"exch_ns {fields.get('exch_ns')} is not a time")
+        raise ValueError(f"{name} {fields.get(name)} is not a time")
     return value
 
 
@@ -94,12 +97,15 @@ def parse_signal(fields: Mapping[str, str]) -> Signal | str:
             confidence=_share(fields, "confidence", 0.5),
             breakeven=_share(fields, "breakeven", 0.0),
             quality=_share(fields, "quality", 1.0),
-            made_ms=_made_ms(fields),
+            made_ms=_market_ms(fields, "exch_ns"),
             expires_ms=_expires_ms(fields),
             reason=fields.get("reason", ""),
             model=fields.get("model", ""),
             world=fields.get("world", ""),
             atr=_price(fields, "atr") if fields.get("atr") else ZERO,
+            bid=_price(fields, "bid") if fields.get("bid") else ZERO,
+            ask=_price(fields, "ask") if fields.get("ask") else ZERO,
+            quoted_ms=_market_ms(fields, "quote_ns"),
         )
     except (ValueError, ArithmeticError) as error:
         return f"signal {fields['id'][:ID_CHARS_MAX]}: {error}"[:WHY_CHARS_MAX]

@@ -7,10 +7,13 @@ here (deadlines, quotes, waiting signals) may be lost at any moment without harm
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import MutableMapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, MutableMapping, ValuesView
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Final, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from risk import breakers
 from risk.breakers import ERRORS_KEPT_MAX, ERRORS_MS, Facts, Tally
@@ -33,8 +36,7 @@ _K = TypeVar("_K")
 _V = TypeVar("_V")
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(Struct, frozen=True):
     """A signal that needs a quote, a leverage setting or a freed place before its decision."""
 
     signal: Signal
@@ -43,8 +45,7 @@ class Waiting:
     for_place: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Theirs:
+class Theirs(Struct, frozen=True):
     """Somebody else's position on our account: it takes margin and moves equity, no more."""
 
     qty: Decimal  # signed
@@ -55,13 +56,67 @@ class Theirs:
         return (mark - self.entry) * self.qty
 
 
-@dataclass(frozen=True, slots=True)
-class Apart:
+class Apart(Struct, frozen=True):
     """A symbol on which the exchange differs: at how many looks, when last, by what at each."""
 
     passes: int
     boot_ms: float
     what: frozenset[str]
+
+
+class Orders(MutableMapping[str, Order]):
+    """Orders by client id, oldest first; the legs of a round trip and the entries that may still
+    fill are found without looking at all of them."""
+
+    __slots__ = ("_by_cause", "_by_id", "_entering")
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Order] = {}
+        self._by_cause: dict[str, dict[str, None]] = {}
+        self._entering: dict[str, None] = {}
+
+    def __getitem__(self, order_id: str) -> Order:
+        return self._by_id[order_id]
+
+    def __setitem__(self, order_id: str, order: Order) -> None:
+        known = self._by_id.get(order_id)
+        if known is not None and known.cause != order.cause:
+            del self[order_id]
+        self._by_id[order_id] = order
+        self._by_cause.setdefault(order.cause, {})[order_id] = None
+        if order.leg == ENTRY_LEG:
+            if order.terminal:
+                self._entering.pop(order_id, None)
+            else:
+                self._entering[order_id] = None
+
+    def __delitem__(self, order_id: str) -> None:
+        order = self._by_id.pop(order_id)
+        self._entering.pop(order_id, None)
+        legs = self._by_cause[order.cause]
+        del legs[order_id]
+        if not legs:
+            del self._by_cause[order.cause]
+
+    def __contains__(self, order_id: object) -> bool:
+        return order_id in self._by_id
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_id)
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def values(self) -> ValuesView[Order]:
+        return self._by_id.values()
+
+    def legs(self, cause: str) -> list[Order]:
+        """Every order of one round trip."""
+        return [self._by_id[order_id] for order_id in self._by_cause.get(cause, ())]
+
+    def entering(self) -> list[Order]:
+        """Entries that are not over."""
+        return [self._by_id[order_id] for order_id in self._entering]
 
 
 @dataclass(slots=True)
@@ -77,7 +132,7 @@ class State:
     marks: dict[str, Decimal] = field(default_factory=dict)
     funding: dict[str, Funding] = field(default_factory=dict)
     # ours
-    orders: dict[str, Order] = field(default_factory=dict)  # by client id
+    orders: Orders = field(default_factory=Orders)
     children: dict[tuple[str, str], str] = field(default_factory=dict)  # symbol, id -> client id
     positions: dict[str, Position] = field(default_factory=dict)
     money: Money = field(default_factory=Money)
@@ -155,16 +210,12 @@ def put_order(state: State, order: Order) -> None:
 
 def pending_entries(state: State) -> list[Order]:
     """Entries that may still become a position: their place and size stay reserved."""
-    return [
-        order
-        for order in state.orders.values()
-        if order.leg == ENTRY_LEG and not order.terminal and order.symbol not in state.positions
-    ]
+    return [order for order in state.orders.entering() if order.symbol not in state.positions]
 
 
 def settled(state: State) -> bool:
     """Nothing is in the air: no entry may still fill, no position lacks its stop or is leaving."""
-    if any(order.leg == ENTRY_LEG and not order.terminal for order in state.orders.values()):
+    if state.orders.entering():
         return False
     return all(p.stop_state == "acked" and not p.exit_reason for p in state.positions.values())
 
@@ -261,6 +312,8 @@ def no_entries(state: State, now: Now) -> str:
 
 
 def make_case(state: State, signal: Signal, now: Now) -> Case:
+    watched = breakers.any_set(state.limits)  # to value every position is not for nothing
+    stand = tuple(standing(state, now)[1].values()) if watched else ()
     return Case(
         signal=signal,
         now=now,
@@ -273,7 +326,7 @@ def make_case(state: State, signal: Signal, now: Now) -> Case:
         equity=equity(state),
         blocked=blocked(state, now),
         since_ms=state.since_ms,
-        breakers=tuple(standing(state, now)[1].values()),
+        breakers=stand,
         foreign=signal.symbol in state.foreign,
         quarantine=state.quarantine.get(signal.symbol, ""),
         trades_closed=state.money.trades_closed,
@@ -283,7 +336,3 @@ def make_case(state: State, signal: Signal, now: Now) -> Case:
 def without(case: Case, symbol: str) -> Case:
     """The case as it would be with one symbol's place free."""
     return replace(case, held=tuple(h for h in case.held if h.symbol != symbol))
-
-
-def own_legs(state: State, cause: str) -> list[Order]:
-    return [order for order in state.orders.values() if order.cause == cause]

@@ -7,9 +7,10 @@ their order; those inside a Commit's `then` only once it is known to be written.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from decimal import Decimal
 from typing import Final
+
+from msgspec.structs import replace
 
 from risk import (
     breakers,
@@ -28,6 +29,7 @@ from risk.entries import PLACE_WAIT_MS, WAIT_MS
 from risk.events import (
     CommandRead,
     CommitFailed,
+    Due,
     Effect,
     Effects,
     Event,
@@ -64,6 +66,8 @@ def step(state: State, event: Event, now: Now) -> list[Effect]:
     out = Effects()
     if isinstance(event, Tick):
         on_tick(state, now, out)
+    elif isinstance(event, Due):
+        on_due(state, now, out)
     elif isinstance(event, Replied):
         guard.count_error(state, event, now)
         if event.request.purpose == income.PURPOSE:
@@ -99,7 +103,8 @@ def step(state: State, event: Event, now: Now) -> list[Effect]:
     ticks = isinstance(event, Tick)
     if ticks or (breakers.any_set(state.limits) and not isinstance(event, QuoteSeen)):
         guard.follow_breakers(state, now, out, idle=ticks)
-    watch(state, out)
+    if ticks or isinstance(event, SignalRead):
+        watch(state, out)
     return out.items
 
 
@@ -156,7 +161,16 @@ def on_commit_failed(state: State, event: CommitFailed, now: Now, out: Effects) 
 
 
 def on_tick(state: State, now: Now, out: Effects) -> None:
-    """Act on every deadline that is due."""
+    """Deadlines, and what every position is looked at for."""
+    on_due(state, now, out)
+    if len(state.tries) > TRIES_MAX:
+        state.tries = {k: n for k, n in state.tries.items() if k in state.deadlines}
+    check_time_exits(state, now, out)
+    guard.watch_jobs(state, now, out)
+
+
+def on_due(state: State, now: Now, out: Effects) -> None:
+    """Act on every deadline that is due; a signal that waits for a place may have it now."""
     due = [
         place
         for place, at_ms in state.deadlines.items()
@@ -165,16 +179,12 @@ def on_tick(state: State, now: Now, out: Effects) -> None:
     for place in due:
         state.deadlines.pop(place, None)
         _DUE[place[0]](state, place[1], now, out)
-    if len(state.tries) > TRIES_MAX:
-        state.tries = {k: n for k, n in state.tries.items() if k in state.deadlines}
-    check_time_exits(state, now, out)
-    guard.watch_jobs(state, now, out)
     for waiting in list(state.waiting.values()):
         if waiting.for_place and not state.rotating:
             freed = replace(waiting, for_place=False, until_ms=now.boot_ms + WAIT_MS)
             state.waiting[waiting.signal.id] = freed
             if entries.ready(state, waiting.signal, now):
-                entries.decide(state, freed, now, out)
+                entries.decide_waiting(state, freed, now, out)
             else:
                 entries.ask(state, waiting.signal, now, out)
                 protect.arm_deadline(state, out, "wait", waiting.signal.id, freed.until_ms)
@@ -269,7 +279,7 @@ def _due_wait(state: State, signal_id: str, now: Now, out: Effects) -> None:
         late = Judgement((Verdict("rotation", False, numbers),), None)
         entries.refuse(state, waiting.signal, waiting.entry_id, late, now, out)
     else:
-        entries.decide(state, waiting, now, out)
+        entries.decide_waiting(state, waiting, now, out)
 
 
 def _due_snap(state: State, key: str, now: Now, out: Effects) -> None:

@@ -12,11 +12,11 @@ import asyncio
 import ssl
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final, cast
 from urllib.parse import urlsplit
 
 import httptools
+from msgspec import Struct
 
 BODY_BYTES_MAX: Final = 64 << 20  # of an answer, unpacked; the exchange's longest is some MB
 HEADERS_MAX: Final = 200
@@ -33,8 +33,7 @@ class Lost(OSError):
     """Sent, and no whole answer: it may have been carried out."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(Struct, frozen=True):
     """A request: `target` is path and query, `body` is sent as it is."""
 
     method: str
@@ -43,8 +42,7 @@ class Ask:
     body: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(Struct, frozen=True):
     """An answer; names of headers in lower case."""
 
     status: int

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from decimal import Decimal
 
 import pytest
+from msgspec.structs import replace
 from risk_desk import KEYS, MARKET_MS, Desk, decisions, ops, sends
 
 from risk import breakers

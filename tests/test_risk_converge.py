@@ -9,8 +9,9 @@ others trade on.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
@@ -219,9 +220,10 @@ class Pass:
             stop = at_rest(stop, draw.old)
         if draw.target_there:
             target = at_rest(target, draw.old)
-        draw = replace(draw, stop=stop, target=target)
+        draw = dataclasses.replace(draw, stop=stop, target=target)
         if draw.position or draw.size or draw.stop_there or draw.target_there:
-            draw = replace(draw, entry_there="filled")  # else there would be none of them
+            # else there would be none of them
+            draw = dataclasses.replace(draw, entry_there="filled")
         state, there = self.desk.state, self.there
         sign = 1 if draw.side == "buy" else -1
         entry = self.order(symbol, draw, "e", draw.entry or "filled")
@@ -364,7 +366,7 @@ SETTINGS = hypothesis.settings(
 @hypothesis.given(draws=st.fixed_dictionaries({symbol: drawn() for symbol in SYMBOLS}))
 def test_one_pass_converges_and_opens_nothing(how: str, draws: dict[str, Drawn]) -> None:
     if how == START:  # a new holder is a new epoch
-        draws = {s: replace(d, old=True) for s, d in draws.items()}
+        draws = {s: dataclasses.replace(d, old=True) for s, d in draws.items()}
     made = Pass(draws)
     made.desk.state.reconciled = how in ("reconcile", "job")
     made.look(how)
@@ -388,7 +390,7 @@ def test_one_pass_converges_and_opens_nothing(how: str, draws: dict[str, Drawn])
 def test_what_cannot_be_resolved_is_quarantined_and_the_others_trade_on(
     draws: dict[str, Drawn], stubborn: set[str]
 ) -> None:
-    draws = {s: replace(d, by_hand=False, exiting=False) for s, d in draws.items()}
+    draws = {s: dataclasses.replace(d, by_hand=False, exiting=False) for s, d in draws.items()}
     made = Pass(draws, frozenset(stubborn))
     made.look(START)
     apart: set[str] = set()

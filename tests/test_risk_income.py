@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from redis_writes import commit
 from risk_desk import KEYS, MARKET_MS, Desk, ops
 from test_risk_reconcile import snapshot

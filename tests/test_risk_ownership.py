@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from risk_desk import KEYS, Desk, decisions, ops, queries, sends
 from test_risk_reconcile import snapshot
 

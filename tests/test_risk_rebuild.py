@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 from redis_writes import commit
 from risk_desk import KEYS, Desk, sends
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from decimal import Decimal
 
 import pytest
+from msgspec.structs import replace
 from risk_desk import KEYS, MARKET_MS, Desk, cancels, queries, sends
 
 from risk import orders as order_fields
@@ -389,7 +389,7 @@ def test_a_leg_that_an_adopting_holder_sent_before_it_died_is_kept_by_the_next()
     assert [leg.about[-2:] for leg in sent] == ["s1", "t1"]
     third = restart(desk)  # nothing of what the second did was written but the legs
     legs = [second.state.orders[leg.about] for leg in sent]
-    third.state.orders |= {leg.id: leg for leg in legs}
+    third.state.orders.update({leg.id: leg for leg in legs})
     done = third.do(SnapshotTaken(snapshot(there, algos=tuple(map(rest, legs))), START))
     assert not cancels(done)
     assert not {s.about for s in sends(done)} & {leg.id for leg in legs}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from dataclasses import replace
 from decimal import Decimal
 
 import pytest
+from msgspec.structs import replace
 from redis_writes import commit
 from risk_desk import KEYS, NOT_FOUND, Desk, decisions, ops, queries, sends
 
