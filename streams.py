@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import itertools
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -306,9 +307,9 @@ async def read_group(
 
 _COMMIT = """
 -- KEYS: epoch armed written, then every key that is named by its place
--- ARGV: epoch, number of the last commit that was confirmed, then for each commit:
---       number within its epoch, or 0 | need-armed 0/1 | ack place or 0 | ack group | ack id |
---       "unless" places as JSON | operations as JSON
+-- ARGV: epoch, number of the last commit that was confirmed, and as JSON for each commit:
+--       number within its epoch, or 0 | need-armed | ack place or 0 | ack group | ack id |
+--       "unless" places | operations
 -- Commits are carried out in order; the first one that fails ends it.
 local function add(key, most, fields)
   if most == 0 then return redis.call("XADD", key, "*", unpack(fields)) end
@@ -334,23 +335,23 @@ local function carry_out(ops)
     end
   end
 end
+local acks = {}
 local function commit(armed, ack, group, id, unless, ops)
-  if armed == "1" and redis.call("EXISTS", KEYS[2]) == 0 then return "disarmed" end
+  if armed and redis.call("EXISTS", KEYS[2]) == 0 then return "disarmed" end
   local verdict = "ok"
-  for _, place in ipairs(cjson.decode(unless)) do
+  for _, place in ipairs(unless) do
     if redis.call("EXISTS", KEYS[place]) == 1 then verdict = "duplicate" end
   end
   local function acknowledge()
-    if ack ~= "0" then redis.call("XACK", KEYS[tonumber(ack)], group, id) end
+    if ack > 0 then redis.call("XACK", KEYS[ack], group, id) end
   end
   -- A full Redis refuses a script's first write if that needs memory, and lets all later ones
-  -- pass: an entry begins with such a write and acknowledges last, and is the first of its script;
-  -- what else is acknowledged comes through.
-  if armed == "0" or verdict ~= "ok" then acknowledge() end
-  if verdict ~= "ok" then return verdict end
-  carry_out(cjson.decode(ops))
-  if armed == "1" then acknowledge() end
-  return "ok"
+  -- pass: entries come first in their script and are acknowledged last, so that the first write is
+  -- an entry's; what else is acknowledged comes through.
+  if not armed then acknowledge() end
+  if verdict == "ok" then carry_out(ops) end
+  if armed then acks[#acks + 1] = acknowledge end
+  return verdict
 end
 local epoch, stored = ARGV[1], redis.call("GET", KEYS[1])
 if stored ~= epoch then -- a lower one than ours cannot be: Redis lost its memory
@@ -360,13 +361,13 @@ local of, last = string.match(redis.call("GET", KEYS[3]) or "", "^(%d+):(%d+)$")
 last = of == epoch and tonumber(last) or 0
 if last < tonumber(ARGV[2]) then return {"forgotten"} end -- an older file was restored
 local told, stands = {}, last
-for i = 3, #ARGV, 7 do
-  local number, fine, verdict = tonumber(ARGV[i]), true, nil
+for _, write in ipairs(cjson.decode(ARGV[3])) do
+  local number, fine, verdict = write[1], true, nil
   if number > 0 and number <= last then
     -- written before its reply was lost; an entry is never repeated: it was held up on its way
-    verdict = ARGV[i + 1] == "1" and "late" or "ok"
+    verdict = write[2] and "late" or "ok"
   else
-    fine, verdict = pcall(commit, unpack(ARGV, i + 1, i + 6))
+    fine, verdict = pcall(commit, unpack(write, 2, 7))
   end
   if not fine then
     if type(verdict) == "table" then verdict = verdict.err end
@@ -376,6 +377,7 @@ for i = 3, #ARGV, 7 do
   told[#told + 1] = verdict
   if verdict == "ok" then stands = math.max(stands, number) end
 end
+for _, acknowledge in ipairs(acks) do acknowledge() end
 if stands > last then redis.call("SET", KEYS[3], string.format("%s:%d", epoch, stands)) end
 return told
 """
@@ -456,7 +458,8 @@ Verdict = Literal["ok", "stale", "forgotten", "late", "disarmed", "duplicate"]
 
 
 def _flat(fields: Mapping[str, object]) -> list[str]:
-    return [str(part) for pair in fields.items() for part in pair]
+    parts = itertools.chain.from_iterable(fields.items())
+    return [part if part.__class__ is str else str(part) for part in parts]  # most are
 
 
 @dataclass(frozen=True, slots=True)
@@ -500,26 +503,21 @@ def _encode(op: Op, place: Callable[[str], int]) -> list[object]:
 
 def _commit_call(
     keys: Keys, epoch: int, writes: Sequence[Write], confirmed: int = 0
-) -> tuple[list[str], list[str | bytes]]:
+) -> tuple[list[str], tuple[int, int, bytes]]:
     """KEYS and ARGV of some commits: operations name their keys by position."""
     places = {keys.epoch: 1, keys.armed: 2, keys.written: 3}
 
     def place(key: str) -> int:
         return places.setdefault(key, len(places) + 1)
 
-    argv: list[str | bytes] = [str(epoch), str(confirmed)]
+    told: list[list[object]] = []
     for write in writes:
         stream, group, entry_id = write.ack or ("", "", "")
-        argv += [
-            str(write.number),
-            "1" if write.armed else "0",
-            str(place(stream)) if stream else "0",
-            group,
-            entry_id,
-            orjson.dumps([place(key) for key in write.unless]),
-            orjson.dumps([_encode(op, place) for op in write.ops]),
-        ]
-    return list(places), argv
+        acked = place(stream) if stream else 0
+        unless = [place(key) for key in write.unless]
+        ops = [_encode(op, place) for op in write.ops]
+        told.append([write.number, write.armed, acked, group, entry_id, unless, ops])
+    return list(places), (epoch, confirmed, orjson.dumps(told))
 
 
 async def commit(

@@ -338,9 +338,11 @@ class Session:
             self.writing = False
 
     def next_writes(self) -> list[tuple[int, Commit]]:
-        """What goes to Redis in one script: an entry is always the first of it, see the script."""
+        """What goes to Redis in one script: entries come first in it, see the script."""
         batch: list[tuple[int, Commit]] = []
-        while self.outbox and len(batch) < BATCH_MAX and not (batch and self.outbox[0][1].armed):
+        while self.outbox and len(batch) < BATCH_MAX:
+            if batch and self.outbox[0][1].armed and not batch[-1][1].armed:
+                break
             number, commit = self.outbox.popleft()
             if not number:
                 self.numbered += 1

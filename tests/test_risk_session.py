@@ -94,16 +94,16 @@ def test_a_full_redis_is_asked_again_for_a_record_and_never_for_an_entry(
     assert tries == [("record", False)] * 3 + [("leave", False)]
 
 
-def test_an_entry_opens_its_script_and_others_follow_in_order() -> None:
+def test_entries_open_their_script_and_others_follow_in_order() -> None:
     held = make_session()
     record, entry = Commit((("record",),)), Commit((("entry",),), armed=True)
-    for made in (record, record, entry, record, entry, *[record] * session.BATCH_MAX):
+    for made in (record, record, entry, entry, record, entry, *[record] * session.BATCH_MAX):
         held.queue(made)
     batches = []
     while held.outbox:
         batches.append([made for _, made in held.next_writes()])
-    assert batches[:2] == [[record, record], [entry, record]]
-    assert [len(batch) for batch in batches] == [2, 2, session.BATCH_MAX, 1]
+    assert batches[:2] == [[record, record], [entry, entry, record]]
+    assert [len(batch) for batch in batches] == [2, 3, session.BATCH_MAX, 1]
 
 
 def test_what_is_in_a_hurry_goes_before_all_that_was_not_sent_yet() -> None:

@@ -203,6 +203,43 @@ def test_who_stands_by_is_seen_and_learns_when_the_lease_runs_out(
     look.close()
 
 
+def test_of_several_entries_in_one_script_a_full_redis_takes_none(redis_url: str) -> None:
+    """Also behind one that is known already, whose acknowledgement needs no memory."""
+
+    async def body(r: redis.asyncio.Redis) -> None:
+        await r.set(KEYS.armed, "yes")
+        await streams.ensure_group(r, KEYS.signals, "main", "0")
+        entries = [await streams.publish_async(r, KEYS.signals, {"id": "s"}) for _ in range(3)]
+        await streams.read_group(r, [KEYS.signals], "main", "main")
+        epoch = await streams.lease_take(r, KEYS, "me", 3000)
+        known, *others = (
+            streams.Write(
+                (("xadd", KEYS.orders, {"n": str(n)}),),
+                ack=(KEYS.signals, "main", entry_id),
+                armed=True,
+                unless=(KEYS.armed,) if n == 0 else (),
+            )
+            for n, entry_id in enumerate(entries)
+        )
+        fill_up(redis_url, True)
+        verdicts, error = await streams.commit(r, KEYS, epoch=epoch, writes=[known, *others])
+        assert verdicts == ["duplicate"]
+        assert isinstance(error, redis.exceptions.OutOfMemoryError)
+        assert await r.xlen(KEYS.orders) == 0
+        left = await r.xpending_range(KEYS.signals, "main", "-", "+", 9)
+        assert [row["message_id"] for row in left] == entries[1:]
+        fill_up(redis_url, False)
+        verdicts, error = await streams.commit(r, KEYS, epoch=epoch, writes=others)
+        assert (verdicts, error) == (["ok", "ok"], None)
+        assert [row["n"] for _, row in await r.xrange(KEYS.orders)] == ["1", "2"]
+        assert (await r.xpending(KEYS.signals, "main"))["pending"] == 0
+
+    try:
+        run(redis_url, body)
+    finally:
+        fill_up(redis_url, False)
+
+
 def test_a_full_redis_gives_a_lease_and_takes_no_entry(redis_url: str) -> None:
     ops = [("xadd", KEYS.orders, {"state": "intent"}), ("sadd", KEYS.orders_open, "a")]
 
