@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 # Outgoing work in order of urgency; the number is the heap's key.
 PROTECT: Final = 0  # a stop, an exit: somebody's money is at risk now
@@ -23,6 +24,7 @@ ENTRY: Final = 4
 HISTORY: Final = 5
 
 Params = Mapping[str, str]
+OPS_MAX: Final = 128  # of commits that become one: a millisecond of Redis
 Op = tuple[Any, ...]
 
 
@@ -137,6 +139,11 @@ class Commit(Struct, frozen=True):
     then: tuple[Effect, ...] = ()
     hurry: bool = False
 
+    @property
+    def plain(self) -> bool:
+        """Nothing waits for it, and it is on no condition."""
+        return not (self.ack or self.armed or self.unless or self.then or self.hurry)
+
 
 Effect = Commit | Send | Cancel | Query | Timer | Note | Snap | Watch
 
@@ -249,3 +256,36 @@ class Effects:
 
     def add(self, *effects: Effect) -> None:
         self.items.extend(effects)
+
+    def merged(self) -> list[Effect]:
+        """The effects, plain commits that follow each other as one: written together or not at
+        all. Of several HSETs of one hash the last remains where it says all that they said."""
+        made: list[Effect] = []
+        at = -1  # of the commit that others may join
+        for effect in self.items:
+            if isinstance(effect, Commit):
+                first = made[at] if at >= 0 and effect.plain else None
+                if isinstance(first, Commit) and len(first.ops) < OPS_MAX:
+                    made[at] = replace(first, ops=first.ops + effect.ops)
+                    continue
+                at = len(made) if effect.plain else -1
+            made.append(effect)
+        return [_lean(e) if isinstance(e, Commit) and len(e.ops) > 1 else e for e in made]
+
+
+def _lean(commit: Commit) -> Commit:
+    """Without the HSETs that a later one of the same commit makes needless."""
+    later: dict[str, Mapping[str, str]] = {}
+    kept: list[Op] = []
+    for op in reversed(commit.ops):
+        if op[0] == "hset":
+            said = later.get(op[1])
+            if said is not None and op[2].keys() <= said.keys():
+                continue
+            later[op[1]] = op[2]
+        elif op[0] in ("del", "hdel", "expire"):  # they need what is there by then
+            later.pop(op[1], None)
+        kept.append(op)
+    if len(kept) == len(commit.ops):
+        return commit
+    return replace(commit, ops=tuple(reversed(kept)))

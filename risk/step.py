@@ -105,7 +105,7 @@ def step(state: State, event: Event, now: Now) -> list[Effect]:
         guard.follow_breakers(state, now, out, idle=ticks)
     if ticks or isinstance(event, SignalRead):
         watch(state, out)
-    return out.items
+    return out.merged()
 
 
 def on_quote(state: State, event: QuoteSeen, now: Now) -> None:
