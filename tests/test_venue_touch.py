@@ -171,8 +171,7 @@ def test_marks_within_their_bands_leave_every_position_covered(
     held = [p for p in account.positions.values() if p.qty]
     hypothesis.assume(held and all(liquidation.covered(account, p) for p in held))
     bands = touch.untouchable(3)
-    for spec in specs.values():
-        touch.set_mark_bands(account, spec, bands[spec.index])
+    touch.set_bands(account, list(specs.values()), bands)
     for corner in product((touch.MARK_LOW, touch.MARK_HIGH), repeat=3):
         for spec, edge in zip(specs.values(), corner, strict=True):
             inside = int(bands[spec.index, edge]) + (1 if edge == touch.MARK_LOW else -1)

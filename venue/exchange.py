@@ -296,10 +296,8 @@ def _meet(exchange: Exchange, count: int, now_ms: int) -> None:
 
 def _set_bands(exchange: Exchange, names: set[str]) -> None:
     exchange.bands[:] = touch.untouchable(len(exchange.specs))
-    for name in names:
-        spec, bands = exchange.account.specs[name], exchange.bands[exchange.index[name]]
-        touch.set_trade_bands(exchange.account, spec, bands)
-        touch.set_mark_bands(exchange.account, spec, bands)
+    specs = [exchange.account.specs[name] for name in names]
+    touch.set_bands(exchange.account, specs, exchange.bands)
     exchange.banded = exchange.changes
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
 from venue import liquidation, trailing
 from venue.market import AGG, BOOK, KIND, MARK, P1, P2, SYM, Ints
-from venue.orders import Account, Algo, Position, held_of, maintenance, unrealised
+from venue.orders import Account, Algo, Order, Position, held_of, maintenance, unrealised
 from venue.symbols import Symbol
 
 # a row concerns us at or beyond these; in points, marks in 1e-8
@@ -28,6 +29,39 @@ LOWS = (TRADE_LOW, ASK_LOW, BID_LOW, MARK_LOW)
 NEVER_LOW, NEVER_HIGH = -1, np.iinfo(np.int64).max
 MARK_DIGITS = 8
 Edges = tuple[int | None, int | None]  # (at or below, at or above)
+
+
+class Resting(NamedTuple):
+    """What of the account rests in one symbol."""
+
+    orders: list[Order]
+    algos: list[Algo]
+
+
+def resting(account: Account) -> dict[str, Resting]:
+    """Of each symbol in which something rests, in one pass."""
+    made: dict[str, Resting] = {}
+    for order in account.orders.values():
+        made.setdefault(order.symbol, Resting([], [])).orders.append(order)
+    for algo in account.algos.values():
+        made.setdefault(algo.symbol, Resting([], [])).algos.append(algo)
+    return made
+
+
+def set_bands(account: Account, specs: list[Symbol], bands: Ints) -> None:
+    """Fills the rows of symbols that are watched, from the account as it is now."""
+    there = resting(account)
+    for spec in specs:
+        rests = there.get(spec.name, Resting([], []))
+        _set_trade_bands(spec, bands[spec.index], rests)
+        _set_mark_bands(account, spec, bands[spec.index], rests)
+
+
+def set_trade_bands(account: Account, spec: Symbol, bands: Ints) -> None:
+    """Fills what trades and quotes may touch in one symbol's row."""
+    orders = [order for order in account.orders.values() if order.symbol == spec.name]
+    algos = [algo for algo in account.algos.values() if algo.symbol == spec.name]
+    _set_trade_bands(spec, bands, Resting(orders, algos))
 
 
 @njit(cache=True)
@@ -121,14 +155,11 @@ def _narrow(bands: Ints, low: int, high: int, edges: Edges) -> None:
         bands[high] = min(bands[high], at_or_above)
 
 
-def set_trade_bands(account: Account, spec: Symbol, bands: Ints) -> None:
-    """Fills what trades and quotes may touch in a symbol's row, from the account as it is now."""
-    symbol, digits = spec.name, spec.price_digits
+def _set_trade_bands(spec: Symbol, bands: Ints, rests: Resting) -> None:
+    digits = spec.price_digits
     bands[[TRADE_LOW, ASK_LOW, BID_LOW]] = NEVER_LOW
     bands[[TRADE_HIGH, BID_HIGH, ASK_HIGH]] = NEVER_HIGH
-    for order in account.orders.values():
-        if order.symbol != symbol:
-            continue
+    for order in rests.orders:
         points = _down(order.price, digits)
         if order.side == "BUY":
             _narrow(bands, TRADE_LOW, TRADE_HIGH, (points, None))
@@ -140,14 +171,14 @@ def set_trade_bands(account: Account, spec: Symbol, bands: Ints) -> None:
             _narrow(bands, ASK_LOW, BID_HIGH, (None, points))
             if order.ahead:
                 _narrow(bands, BID_LOW, ASK_HIGH, (None, points))
-    for edges in _waiting(account, symbol, "CONTRACT_PRICE", digits):
+    for edges in _waiting(rests.algos, "CONTRACT_PRICE", digits):
         _narrow(bands, TRADE_LOW, TRADE_HIGH, edges)
 
 
-def set_mark_bands(account: Account, spec: Symbol, bands: Ints) -> None:
-    """Fills what marks may touch. All symbols with positions must be set together: they share."""
+def _set_mark_bands(account: Account, spec: Symbol, bands: Ints, rests: Resting) -> None:
+    """All symbols with positions must be set together: they share the margin."""
     bands[MARK_LOW], bands[MARK_HIGH] = NEVER_LOW, NEVER_HIGH
-    for edges in _waiting(account, spec.name, "MARK_PRICE", MARK_DIGITS):
+    for edges in _waiting(rests.algos, "MARK_PRICE", MARK_DIGITS):
         _narrow(bands, MARK_LOW, MARK_HIGH, edges)
     safe = _safe(account, spec.name)
     if safe is not None:
@@ -156,9 +187,9 @@ def set_mark_bands(account: Account, spec: Symbol, bands: Ints) -> None:
         _narrow(bands, MARK_LOW, MARK_HIGH, edges)
 
 
-def _waiting(account: Account, symbol: str, working: str, digits: int) -> Iterator[Edges]:
-    for algo in account.algos.values():
-        if (algo.symbol, algo.status, algo.working) == (symbol, "NEW", working):
+def _waiting(algos: list[Algo], working: str, digits: int) -> Iterator[Edges]:
+    for algo in algos:
+        if (algo.status, algo.working) == ("NEW", working):
             below, above = _algo_edges(algo)
             yield (
                 None if below is None else _down(below, digits),
