@@ -290,7 +290,10 @@ def _meet(exchange: Exchange, count: int, now_ms: int) -> None:
         else:
             touch.set_trade_bands(account, account.specs[name], exchange.bands[row[SYM]])
         at = touch.next_touch(rows, at + 1, count, exchange.bands, quoted, marked)
-    for name in names:
+    moved = {
+        exchange.specs[s].name for s in np.unique(rows[:count, SYM]) if s < len(exchange.specs)
+    }
+    for name in names & (moved | exchange.ended.keys()):
         refresh(exchange, name)
 
 
