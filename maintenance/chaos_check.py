@@ -152,7 +152,7 @@ def ledger_agrees(e: Evidence) -> list[str]:
     last digit, and risk's own sums are theirs."""
     mine, there = set(e.books.fills), Counter[tuple[str, Decimal]]()
     for event in e.ledger:
-        if event["type"] == "funding":
+        if event["type"] == "funding" and Decimal(event["amount"]):
             there[f"funding {event['symbol']}", Decimal(event["amount"])] += 1
         elif event["type"] == "trade":
             name = f"{event['symbol']}:{event['trade_id']}"

@@ -180,6 +180,13 @@ def place_target(state: State, symbol: str, now: Now, out: Effects) -> None:
     send_leg(state, order, now, out, new)
 
 
+def is_left(state: State, position: Position) -> bool:
+    """The exchange has executed an exit of the whole position; only its trades are not told yet.
+    Its legs ended with it there: one that is sent now would be a second order of the same id."""
+    exit_order = state.orders.get(position.exit_order)
+    return exit_order is not None and 0 < position.qty <= exit_order.executed
+
+
 def send_leg(state: State, order: Order, now: Now, out: Effects, new: bool = False) -> None:
     """Out at once; the record follows, for Redis must not stand between a position and its stop.
     Only an id that nobody else knows yet is written first: a successor must not use it again."""

@@ -298,7 +298,23 @@ def _again(state: State, order: Order, kind: str, result: object, now: Now, out:
     if isinstance(result, Throttled):
         pause_ms = max(pause_ms, result.until_ms - now.boot_ms)
     out.add(Note("WARNING", f"{kind} not placed symbol={order.symbol} {_why(result)}"))
-    arm_deadline(state, out, kind, order.symbol, now.boot_ms + pause_ms)
+    if kind == "target" and isinstance(result, Unknown):  # no hurry: ask before it is sent again
+        arm_deadline(state, out, "leg", order.id, now.boot_ms + pause_ms)
+    else:
+        arm_deadline(state, out, kind, order.symbol, now.boot_ms + pause_ms)
+
+
+def _on_leg(state: State, event: Replied, now: Now, out: Effects) -> None:
+    """Whether a target that was sent rests: it is sent again only where it does not."""
+    order, result = state.orders.get(event.request.about), event.result
+    if order is None or order.terminal:
+        return
+    if isinstance(result, Done):
+        take_algo(state, order, _algo_from_rest(result.body), now, out)
+    elif order.symbol in state.positions:
+        absent = isinstance(result, Refused) and result.code in UNKNOWN_ORDER
+        kind, key = ("target", order.symbol) if absent else ("leg", order.id)
+        arm_deadline(state, out, kind, key, now.boot_ms + backoff_ms(state, kind, key))
 
 
 def algos_request(symbol: str) -> Query:
@@ -481,6 +497,7 @@ _HANDLERS: Final = {
     "exit": _on_exit,
     "cancel": _on_cancel,
     "query": _on_query,
+    "leg": _on_leg,
     "algos": _on_algos,
     "trades": _on_trades,
     "settle": _on_trades,

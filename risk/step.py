@@ -192,8 +192,9 @@ def on_due(state: State, now: Now, out: Effects) -> None:
 
 def _due_naked(state: State, symbol: str, now: Now, out: Effects) -> None:
     position = state.positions.get(symbol)
-    if position is not None and position.stop_state != "acked":
-        protect.exit_position(state, symbol, "naked", now, out)
+    if position is None or position.stop_state == "acked" or protect.is_left(state, position):
+        return
+    protect.exit_position(state, symbol, "naked", now, out)
 
 
 def _due_stop(state: State, symbol: str, now: Now, out: Effects) -> None:
@@ -201,7 +202,9 @@ def _due_stop(state: State, symbol: str, now: Now, out: Effects) -> None:
     if position is None or position.stop_state == "acked":
         return
     order = state.orders.get(position.stop_order)
-    if order is None or order.terminal:
+    if protect.is_left(state, position):
+        pass  # looked at again below
+    elif order is None or order.terminal:
         protect.place_stop(state, symbol, now, out)
     else:
         protect.send_leg(state, order, now, out)
@@ -214,8 +217,16 @@ def _due_target(state: State, symbol: str, now: Now, out: Effects) -> None:
     if position is None or position.target_state == "acked":
         return
     order = state.orders.get(position.target_order)
-    if order is not None and not order.terminal:
-        protect.send_leg(state, order, now, out)
+    if order is None or order.terminal or protect.is_left(state, position):
+        return
+    protect.send_leg(state, order, now, out)
+
+
+def _due_leg(state: State, order_id: str, now: Now, out: Effects) -> None:
+    """A target that nobody answered for: does it rest?"""
+    order = state.orders.get(order_id)
+    if order is not None and not order.terminal and order.symbol in state.positions:
+        out.add(replace(orders.query_request(order), purpose="leg"))
 
 
 def _due_exit(state: State, symbol: str, now: Now, out: Effects) -> None:
@@ -224,12 +235,16 @@ def _due_exit(state: State, symbol: str, now: Now, out: Effects) -> None:
     if position is None or not position.exit_reason:
         return
     order = state.orders.get(position.exit_order)
-    if order is None or order.terminal:
+    if protect.is_left(state, position):
+        out.add(orders.trades_request(symbol, position.opened_ms - 1))
+        out.add(orders.position_request(symbol))
+    elif order is None or order.terminal:
         if order is not None and order.executed > 0:
             out.add(orders.trades_request(symbol, position.opened_ms - 1))
         protect.exit_position(state, symbol, position.exit_reason, now, out)
         return
-    out.add(orders.exit_request(order))
+    else:
+        out.add(orders.exit_request(order))
     pause_ms = protect.backoff_ms(state, "exit", symbol)
     protect.arm_deadline(state, out, "exit", symbol, now.boot_ms + max(pause_ms, 1_000.0))
 
@@ -303,6 +318,7 @@ _DUE: Final = {
     "naked": _due_naked,
     "stop": _due_stop,
     "target": _due_target,
+    "leg": _due_leg,
     "exit": _due_exit,
     "fills": _due_fills,
     "query": _due_query,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 from test_maintenance_audit import CAUSE, Ledger, cid
 
 from maintenance import chaos, chaos_account, chaos_check, chaos_plan, chaos_venue

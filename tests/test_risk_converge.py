@@ -72,7 +72,7 @@ class Exchange:
         purpose, params = request.purpose.split(":")[0], request.params
         order_id = request.about
         symbol = params.get("symbol") or self.symbol_of(order_id)
-        if symbol in self.stubborn and purpose in ("query", "trace", "cancel"):
+        if symbol in self.stubborn and purpose in ("query", "leg", "trace", "cancel"):
             return Unknown("time-out")
         if isinstance(request, Cancel):
             return self.cancel(order_id)
@@ -86,7 +86,7 @@ class Exchange:
         if purpose == "algos":
             there = [r for r in self.algos.values() if r.symbol == symbol]
             return Done([self.told(r) | {"orderType": r.kind} for r in there])
-        if purpose in ("query", "trace"):
+        if purpose in ("query", "leg", "trace"):
             return self.query(request)
         return Done([])
 

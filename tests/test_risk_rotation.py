@@ -259,7 +259,7 @@ class Chaos:
         if kind == "query" and request.about in self.placed:
             status, executed = self.placed[request.about]
             return Done({"orderId": 1, "status": status, "executedQty": executed})
-        if kind == "query" and request.path.endswith("algoOrder"):
+        if kind in ("query", "leg") and request.path.endswith("algoOrder"):
             return Done({"algoId": 1, "algoStatus": "EXPIRED"})
         if kind == "query":
             return NOT_FOUND

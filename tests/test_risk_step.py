@@ -261,6 +261,44 @@ def test_a_stop_is_sent_again_until_it_stands(answer: Unknown | Refused) -> None
     assert [s.about for s in again] == [stop.about]
 
 
+@pytest.mark.parametrize(("executed", "sent"), [("0", True), ("0.5", True), ("1", False)])
+def test_legs_are_not_sent_again_once_the_exchange_told_that_the_position_is_left(
+    executed: str, sent: bool
+) -> None:
+    """The stream is mute: of the executed exit only the answer is known. Its legs, whose answers
+    were lost, ended with the position there, and their ids would be taken a second time."""
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    done = desk.fill(entry, "1", "1000")
+    for leg in (*sends(done, "stop"), *sends(done, "target")):
+        desk.reply(leg, Unknown("503"))
+    exit_ = sends(desk.signal(id="against", side="sell", stop="1010", target="980"), "exit")[0]
+    desk.done(exit_, "PARTIALLY_FILLED" if executed == "0.5" else "FILLED", executed)
+    later = [each for _ in range(8) for each in desk.wait(150)]
+    assert bool(sends(later, "stop")) is sent
+    assert not sends(later, "target")  # asked for first
+    assert sent or not sends(later, "exit")
+
+
+def test_a_target_without_an_answer_is_asked_for_and_sent_again_only_where_it_is_not() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    done = desk.fill(entry, "1", "1000")
+    desk.accepted(sends(done, "stop")[0])
+    target = sends(done, "target")[0]
+    desk.reply(target, Unknown("time-out"))
+    (asked,) = queries(desk.wait(250), "leg")
+    desk.reply(asked, Unknown("time-out"))
+    (asked,) = queries(desk.wait(250), "leg")
+    done = desk.reply(asked, Refused(-2013, "Order does not exist.")) + desk.wait(500)
+    assert [s.about for s in sends(done, "target")] == [target.about]
+    desk.reply(sends(done, "target")[0], Unknown("time-out"))
+    asked = next(q for _ in range(9) for q in queries(desk.wait(250), "leg"))
+    desk.reply(asked, Done({"algoStatus": "NEW", "algoId": 7, "clientAlgoId": target.about}))
+    assert desk.state.positions["BTCUSDT"].target_state == "acked"
+    assert not sends([each for _ in range(20) for each in desk.wait(500)], "target")
+
+
 def test_a_stop_is_tried_five_times_before_its_position_is_left() -> None:
     desk = Desk()
     entry = sends(desk.signal(), "entry")[0]

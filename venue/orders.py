@@ -25,7 +25,7 @@ CONDITIONAL = (
     "TRAILING_STOP_MARKET",
 )
 BOTH, LONG, SHORT = "BOTH", "LONG", "SHORT"  # position sides: BOTH in one-way mode only
-CLOSED_KEPT = 2_000  # closed orders, trades and income rows that queries can still see, each
+CLOSED_KEPT = 10_000  # closed orders, trades and income rows that queries can still see, each
 EXPIRE_STP, EXPIRE_IOC, EXPIRE_IOC_STP, EXPIRE_REDUCE = 1, 2, 3, 4
 EXPIRE_LIQUIDATION, EXPIRE_GTE, EXPIRE_MARKET = 5, 6, 9
 
