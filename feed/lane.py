@@ -281,11 +281,11 @@ def doubt(lane: Lane, row: int, recv_ns: int) -> None:
     if put_gap(lane, row, recv_ns) and free_slots(lane, 0) > 0:
         first = symbol[LAST_ID] + 1
         write(lane, GAP, row, symbol[LAST_NS], recv_ns, first, 0.0, 0.0, 0.0, 0.0, 0)
-        commit(lane)
         forget_doubt(lane, row)
     elif not symbol[WAITING] & DOUBT:
         symbol[WAITING] |= DOUBT
         lane.control[PENDING] += 1
+    commit(lane)  # the pending hole may have had the last room
 
 
 @kernel

@@ -298,23 +298,29 @@ def _again(state: State, order: Order, kind: str, result: object, now: Now, out:
     if isinstance(result, Throttled):
         pause_ms = max(pause_ms, result.until_ms - now.boot_ms)
     out.add(Note("WARNING", f"{kind} not placed symbol={order.symbol} {_why(result)}"))
-    if kind == "target" and isinstance(result, Unknown):  # no hurry: ask before it is sent again
+    if isinstance(result, Unknown):  # it may rest, or have ended with its position: ask first
         arm_deadline(state, out, "leg", order.id, now.boot_ms + pause_ms)
     else:
         arm_deadline(state, out, kind, order.symbol, now.boot_ms + pause_ms)
 
 
 def _on_leg(state: State, event: Replied, now: Now, out: Effects) -> None:
-    """Whether a target that was sent rests: it is sent again only where it does not."""
+    """Whether a leg that was sent rests: it is sent again only where it does not. The exchange
+    would take its id a second time once the first order of that id is over."""
     order, result = state.orders.get(event.request.about), event.result
     if order is None or order.terminal:
         return
     if isinstance(result, Done):
         take_algo(state, order, _algo_from_rest(result.body), now, out)
-    elif order.symbol in state.positions:
-        absent = isinstance(result, Refused) and result.code in UNKNOWN_ORDER
-        kind, key = ("target", order.symbol) if absent else ("leg", order.id)
-        arm_deadline(state, out, kind, key, now.boot_ms + backoff_ms(state, kind, key))
+    elif order.symbol not in state.positions:
+        return  # its cancel is on the way
+    elif isinstance(result, Refused) and result.code in UNKNOWN_ORDER:
+        kind = "stop" if order.leg == orders.STOP_LEG else "target"
+        arm_deadline(state, out, kind, order.symbol, now.boot_ms)
+    else:
+        naked = order.leg == orders.STOP_LEG and ("naked", order.symbol) in state.deadlines
+        pause_ms = NAKED_RETRY_MS if naked else backoff_ms(state, "leg", order.id)
+        arm_deadline(state, out, "leg", order.id, now.boot_ms + pause_ms)
 
 
 def algos_request(symbol: str) -> Query:

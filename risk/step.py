@@ -27,6 +27,8 @@ from risk import (
 from risk.commands import on_command
 from risk.entries import PLACE_WAIT_MS, WAIT_MS
 from risk.events import (
+    PROTECT,
+    RECONCILE,
     CommandRead,
     CommitFailed,
     Due,
@@ -198,18 +200,25 @@ def _due_naked(state: State, symbol: str, now: Now, out: Effects) -> None:
 
 
 def _due_stop(state: State, symbol: str, now: Now, out: Effects) -> None:
+    """It is not there: sent once more, or a new one; without an answer it is asked for."""
     position = state.positions.get(symbol)
     if position is None or position.stop_state == "acked":
         return
     order = state.orders.get(position.stop_order)
     if protect.is_left(state, position):
-        pass  # looked at again below
+        pause_ms = max(protect.backoff_ms(state, "stop", symbol), 1_000.0)
+        protect.arm_deadline(state, out, "stop", symbol, now.boot_ms + pause_ms)
     elif order is None or order.terminal:
         protect.place_stop(state, symbol, now, out)
+        ask_for_leg(state, state.positions[symbol].stop_order, now, out)
     else:
         protect.send_leg(state, order, now, out)
-    pause_ms = protect.backoff_ms(state, "stop", symbol)
-    protect.arm_deadline(state, out, "stop", symbol, now.boot_ms + max(pause_ms, 1_000.0))
+        ask_for_leg(state, order.id, now, out)
+
+
+def ask_for_leg(state: State, order_id: str, now: Now, out: Effects) -> None:
+    pause_ms = max(protect.backoff_ms(state, "leg", order_id), 1_000.0)
+    protect.arm_deadline(state, out, "leg", order_id, now.boot_ms + pause_ms)
 
 
 def _due_target(state: State, symbol: str, now: Now, out: Effects) -> None:
@@ -223,10 +232,14 @@ def _due_target(state: State, symbol: str, now: Now, out: Effects) -> None:
 
 
 def _due_leg(state: State, order_id: str, now: Now, out: Effects) -> None:
-    """A target that nobody answered for: does it rest?"""
+    """A leg that nobody answered for: does it rest?"""
     order = state.orders.get(order_id)
-    if order is not None and not order.terminal and order.symbol in state.positions:
-        out.add(replace(orders.query_request(order), purpose="leg"))
+    position = state.positions.get(order.symbol) if order else None
+    if order is None or position is None or order.terminal or order.state == "acked":
+        return
+    if order.id in (position.stop_order, position.target_order):
+        priority = PROTECT if order.leg == orders.STOP_LEG else RECONCILE
+        out.add(replace(orders.query_request(order), purpose="leg", priority=priority))
 
 
 def _due_exit(state: State, symbol: str, now: Now, out: Effects) -> None:

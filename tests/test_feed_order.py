@@ -84,6 +84,17 @@ def test_flush_tells_whether_a_hole_or_a_doubt_still_waits_for_room(small: Small
     assert lane.flush(small.lane, 1) and small.read() == [(GAP, 11, 3)]
 
 
+def test_a_hole_that_took_the_last_room_is_visible_when_it_is_counted(small: Small) -> None:
+    small.fill()
+    lane.lose(small.lane, 0, 11, 3, 1, 1)
+    small.ring.words[rings.TAIL] += 1
+    head = int(small.ring.words[rings.HEAD])
+    lane.doubt(small.lane, 0, 1)  # the hole goes first; the doubt itself waits
+    assert int(small.ring.words[rings.HEAD]) == head + 1
+    assert int(small.lane.stats[lane.STAT["lost_trades"]]) == 3
+    assert small.read()[-1] == (GAP, 11, 3)
+
+
 def fill_history(rig: Any) -> None:
     """Nothing that Python publishes finds room until the tail moves."""
     half = len(rig.lane.slots) // 2

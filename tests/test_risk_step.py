@@ -251,14 +251,43 @@ def test_minus_4130_means_protected_already_and_is_looked_up() -> None:
     assert not sends(desk.wait(2_000), "exit")
 
 
-@pytest.mark.parametrize("answer", [Unknown("time-out"), Refused(-1008, "overload")])
-def test_a_stop_is_sent_again_until_it_stands(answer: Unknown | Refused) -> None:
+def test_a_stop_is_sent_again_until_it_stands() -> None:
     desk = Desk()
     entry = sends(desk.signal(), "entry")[0]
     stop = sends(desk.fill(entry, "1", "1000"), "stop")[0]
-    desk.reply(stop, answer)
+    desk.reply(stop, Refused(-1008, "overload"))
     again = sends(desk.wait(150), "stop")
     assert [s.about for s in again] == [stop.about]
+
+
+def test_a_stop_without_an_answer_is_asked_for_and_sent_again_where_it_is_not() -> None:
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    stop = sends(desk.fill(entry, "1", "1000"), "stop")[0]
+    desk.reply(stop, Unknown("time-out"))
+    done = desk.wait(150)
+    assert not sends(done, "stop")
+    (asked,) = queries(done, "leg")
+    assert asked.priority == stop.priority  # a pause of the exchange does not hold it up
+    desk.reply(asked, Unknown("time-out"))
+    (asked,) = queries(desk.wait(150), "leg")
+    desk.reply(asked, Refused(-2013, "Order does not exist."))
+    again = sends(desk.wait(0), "stop")
+    assert [s.about for s in again] == [stop.about]
+
+
+def test_a_stop_that_ended_unseen_is_never_sent_again_under_its_id() -> None:
+    """The exchange stood still: the stop was taken, its position closed, and nobody was told. The
+    exchange would take the id a second time."""
+    desk = Desk()
+    entry = sends(desk.signal(), "entry")[0]
+    stop = sends(desk.fill(entry, "1", "1000"), "stop")[0]
+    desk.reply(stop, Unknown("time-out"))
+    sent = [s for _ in range(40) for s in sends(desk.wait(150), "stop")]
+    assert not sent  # however long nobody answers
+    asked = queries(desk.effects, "leg")[-1]
+    done = desk.reply(asked, Done({"algoStatus": "EXPIRED", "algoId": 7})) + desk.wait(300)
+    assert all(s.about != stop.about for s in sends(done, "stop"))
 
 
 @pytest.mark.parametrize(("executed", "sent"), [("0", True), ("0.5", True), ("1", False)])
@@ -275,8 +304,10 @@ def test_legs_are_not_sent_again_once_the_exchange_told_that_the_position_is_lef
     exit_ = sends(desk.signal(id="against", side="sell", stop="1010", target="980"), "exit")[0]
     desk.done(exit_, "PARTIALLY_FILLED" if executed == "0.5" else "FILLED", executed)
     later = [each for _ in range(8) for each in desk.wait(150)]
-    assert bool(sends(later, "stop")) is sent
-    assert not sends(later, "target")  # asked for first
+    assert bool(queries(later, "leg")) and not sends(later, "stop") and not sends(later, "target")
+    for asked in queries(later, "leg"):
+        later += desk.reply(asked, Refused(-2013, "Order does not exist.")) + desk.wait(0)
+    assert bool(sends(later, "stop")) is bool(sends(later, "target")) is sent
     assert sent or not sends(later, "exit")
 
 
