@@ -22,6 +22,7 @@ from brain.closing import W_BAR_MS, W_EMIT, W_FLAGS, WHERE, analyse
 from brain.events import STRUCTURE
 from brain.history import reset_analysis
 from brain.indicators import OUTPUTS, WINDOW, step_indicators
+from brain.jit import KERNEL
 from brain.kernel import new_events
 from brain.state import HISTORY, Arrays, memory_state
 
@@ -30,6 +31,7 @@ ROUNDS: Final = 5
 SWING_LENGTH: Final = 5
 MINUTE_MS: Final = 60_000
 Array = npt.NDArray[np.float64]
+compiled = njit(**KERNEL)  # no cache: numba would not notice a changed kernel
 
 
 def walk(candles: int) -> Array:
@@ -45,23 +47,25 @@ def walk(candles: int) -> Array:
     return made
 
 
-@njit(nogil=True)
+@compiled
 def _indicators(a: Any, candles: Any) -> None:
     reset_analysis(a, 0, 0)
     for i in range(len(candles)):
         slot = i & (HISTORY - 1)
-        a.closed[0, 0, slot] = candles[i]
+        for k in range(8):
+            a.closed[0, 0, slot, k] = candles[i, k]
         step_indicators(a.ind[0, 0], candles[i], i * 60_000, a.closed[0, 0], i, 60_000)
 
 
-@njit(nogil=True)
+@compiled
 def _closes(a: Any, candles: Any, ev: Any, where: Any) -> tuple[int, int]:
     """Indicators and structure; (events, gaps)."""
     events = gaps = 0
     reset_analysis(a, 0, 0)
     for i in range(len(candles)):
         slot = i & (HISTORY - 1)
-        a.closed[0, 0, slot] = candles[i]
+        for k in range(8):
+            a.closed[0, 0, slot, k] = candles[i, k]
         a.closed_at[0, 0, slot] = where[W_BAR_MS] = i * 60_000
         a.counts[0, 0] = i + 1
         where[W_EMIT], where[W_FLAGS] = 1, 0

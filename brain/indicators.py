@@ -25,7 +25,6 @@ from brain.state import (
     HIGH,
     HISTORY_MASK,
     LOW,
-    OPEN,
     TAKER,
     VOLUME,
     Floats,
@@ -51,7 +50,8 @@ OUTPUTS: Final = (
     MACD_EMA_SLOW, MACD_SUM_FAST, MACD_SUM_SLOW, MACD_SUM_SIGNAL, DAY, DAY_VALUE, DAY_VOLUME,
     PREV_HIGH, PREV_LOW, PREV_CLOSE,
 ) = range(24, 46)  # fmt: skip
-assert len(OUTPUTS) <= SEEN
+SPARE: Final = 48  # eight numbers of a row that nothing is kept in: room for a flat candle
+assert len(OUTPUTS) <= SEEN and PREV_CLOSE < SPARE
 
 
 @step
@@ -220,6 +220,7 @@ def forming_indicators(
     if bar[COUNT] != 0.0:
         step_indicators(out, bar, open_ms, bars, before, step_ms)
         return
-    flat = np.zeros(8, np.float64)
-    flat[OPEN] = flat[HIGH] = flat[LOW] = flat[CLOSE] = x[PREV_CLOSE]
+    flat = out[SPARE : SPARE + 8]
+    for k in range(8):
+        flat[k] = x[PREV_CLOSE] if k <= CLOSE else 0.0
     step_indicators(out, flat, open_ms, bars, before, step_ms)

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from brain_bench import START_MS, Bench, announced, random_market, table, trade
+from brain_bench import START_MS, Bench, announced, clock, random_market, table, trade
 from naive import indicators as ni
 from naive import smc as ns
 
@@ -14,6 +14,7 @@ import records as rec
 from brain import smc
 from brain.events import CLOSE_EVENT, STRUCTURE
 from brain.indicators import OUTPUTS
+from brain.view import forming
 
 MINUTE = 60_000
 Candle = tuple[int, float, float, float, float]
@@ -273,3 +274,16 @@ def test_a_planted_peek_of_one_bar_is_caught() -> None:
     recs, other, cut = two_futures(5, 700)
     with pytest.raises(AssertionError):
         assert_prefix_invariant(recs, other, cut, peeking)
+
+
+def test_a_forming_candle_without_a_trade_counts_as_flat_at_the_last_price() -> None:
+    candles, bench = walk(4, 70), Bench()
+    bench.feed(table(announced() + as_trades(candles)[:-1]))
+    last_ms = candles[-1][0] + MINUTE
+    bench.feed(table([clock(last_ms + 1_000)]))  # closes the last one; the next is empty
+    a = bench.state.arrays
+    assert bench.forming(0, 0)[1][-1] == 0.0
+    would_be = list(forming(a, 0, 0))
+    bench.feed(table([clock(last_ms + MINUTE + 1_000)]))  # closes flat
+    assert bench.history(0, 0)[-1][1][:5] == (*[candles[-1][4]] * 4, 0.0)
+    np.testing.assert_array_equal(would_be, a.ind[0, 0, : len(OUTPUTS)])
