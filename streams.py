@@ -11,7 +11,6 @@ Market keys live under aegis:<mode>:, account keys under aegis:<mode>:<account>:
 
 from __future__ import annotations
 
-import base64
 import functools
 import hashlib
 import ssl
@@ -186,9 +185,15 @@ HELP: Final[dict[str, str]] = {
 # --- ids -------------------------------------------------------------------------------------
 
 
+_DIGITS: Final = "abcdefghijklmnopqrstuvwxyz234567"
+_PAIRS: Final = tuple(first + second for first in _DIGITS for second in _DIGITS)  # of ten bits
+_SHIFTS: Final = tuple(range(150, -1, -10))
+
+
 def _base32(text: str, chars: int) -> str:
-    digest = hashlib.blake2b(text.encode(), digest_size=20).digest()
-    return base64.b32encode(digest).decode().lower()[:chars]
+    """Small letters of base32; two at a time, because signals wait for their id."""
+    number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=20).digest())
+    return "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])[:chars]
 
 
 def cause_id(world: str, symbol: str, timeframe: str, bar_ms: int, side: str, rule: str) -> str:

@@ -36,8 +36,7 @@ SLOW_MAX: Final = 5  # so many more slow answers than quick ones: to shadow, the
 NOTHING: Final[Mapping[str, float]] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """What a rule proposes: side +1 buy, -1 sell; prices; quality 0..1."""
 
     side: int
@@ -279,8 +278,8 @@ def zone_retest(view: CandleView, params: Params) -> Answer:
         touched = [
             zone
             for kind, wanted in (("block", block), ("gap", gap))
-            for zone in (view.zones(kind) if wanted else ())
-            if zone.side == side and zone.touched
+            for zone in (view.zones(kind, side=side) if wanted else ())
+            if zone.touched
         ]
         if not touched:
             no = No(side, "structure", "the zone is gone")
