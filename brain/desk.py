@@ -23,7 +23,8 @@ from brain.features import FEATURES, named, open_signal
 from brain.follow import arm
 from brain.funnel import ASKED, FAULTS, SILENT, Funnel, stage_of
 from brain.gather import G_NAME, GATHERED, NUMBERS, WHAT, What, gather
-from brain.rules import SLOW_MAX, Candidate, No, Rule, ask, stop_masks
+from brain.guard import Guard
+from brain.rules import SLOW_MAX, Candidate, No, Rule, stop_masks
 from brain.signals import SIDES, Check, Facts, Model, Signal, Terms, judge, signal_key
 from brain.state import (
     ACTIVE,
@@ -99,6 +100,9 @@ class AskSnapshot:
 Effect = PutSignal | PutOutcome | PutDecision | PutJournal | AskPending | AskSnapshot
 
 
+Cut = tuple[str, str, str, int]  # rule, symbol, timeframe, open time of the candle
+
+
 class Open(NamedTuple):
     """One followed signal, as it lies in `pending`: all that is needed to go on and to judge it."""
 
@@ -141,12 +145,18 @@ class Desk:
         default_factory=lambda: np.zeros(len(TIMEFRAME_NAMES), np.int64)
     )
     slow_ns: int = 5_000_000  # an answer that takes longer is slow
+    cuts: frozenset[Cut] = frozenset()  # of a recording: answers that were not waited for
+    guard: Guard = field(init=False)
     names: dict[tuple[int, ...], str] = field(default_factory=dict)  # of symbols, by their words
     whats: npt.NDArray[np.int64] = field(
         default_factory=lambda: np.zeros((GATHERED, WHAT), np.int64)
     )
     numbers: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((GATHERED, NUMBERS)))
     features: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(FEATURES)))
+
+    def __post_init__(self) -> None:
+        self.guard = Guard(self.state.arrays.control)
+
     candidates: int = 0
     refused: int = 0
     signals: int = 0
@@ -222,8 +232,13 @@ def _on_close(
     for each in desk.rules:
         if not each.asked(timeframe, flags):
             continue
+        if desk.cuts and (each.name, name, timeframe, what.bar_ms) in desk.cuts:
+            each.cut = (name, timeframe, what.bar_ms)
+            continue
         began_ns = boot_ns()
-        found, fault = ask(each, view)
+        found, fault = desk.guard.ask(each, view, began_ns)
+        if each.cut is not None:
+            continue
         each.took(boot_ns() - began_ns, desk.slow_ns)
         desk.funnel.add(known_ms, ASKED)
         if fault:
@@ -398,11 +413,16 @@ def news_of(desk: Desk, pending: Mapping[str, str]) -> dict[str, str]:
 
 
 def slow_rules(desk: Desk) -> list[dict[str, Any]]:
-    """Inputs that switch what has become slow: time is nothing that a replay could repeat."""
-    made = []
+    """Inputs that switch what has become slow: time is nothing that a replay could repeat. One
+    whose answer was not waited for is off, and the input says at which close, for the replay."""
+    made: list[dict[str, Any]] = []
     for each in desk.rules:
-        if each.slow >= SLOW_MAX and each.state != "off":
-            state = "shadow" if each.state == "on" else "off"
+        if each.cut is not None:
+            why = f"without an answer for {each.cut[0]} {each.cut[1]}, and was interrupted"
+            told = {"input": "rule", "name": each.name, "state": "off", "why": why}
+            made.append({**told, "cut": list(each.cut)})
+        elif each.slow >= SLOW_MAX and each.state != "off":
+            state = each.demoted
             mean_ms = each.spent_ns / each.asks / 1e6
             why = f"slow: {mean_ms:.1f} ms on average, {desk.slow_ns / 1e6:g} ms are allowed"
             made.append({"input": "rule", "name": each.name, "state": state, "why": why})
@@ -419,7 +439,7 @@ def use_input(desk: Desk, told: Mapping[str, Any]) -> list[Effect]:
     elif told["input"] == "rule":
         for each in desk.rules:
             if each.name == told["name"]:
-                each.demote(told["why"])
+                each.put(told["state"], told["why"])
         desk.faults += 1
         desk.masks[:] = stop_masks(desk.rules)
         return [PutJournal(f"rule {told['name']} is {told['why']}; now {told['state']}")]

@@ -41,6 +41,7 @@ from brain.desk import (
 )
 from brain.engine import Engine
 from brain.follow import refresh_all
+from brain.guard import condemned, started_ns
 from brain.publisher import Publisher
 from brain.record import Recording, parse_wish
 from brain.report import desk_report
@@ -142,6 +143,7 @@ class Brain:
     recording: Recording
     generation: int  # of the node that we belong to
     counted: dict[str, int] = field(default_factory=dict)  # what copy_counts has written
+    condemned: list[dict[str, Any]] = field(default_factory=list)  # inputs before the first record
 
     @property
     def desk(self) -> Desk:
@@ -208,18 +210,18 @@ class Brain:
                 self.publisher.put(PutJournal(str(error)))
         model = self.publisher.take_model()
         if model is not None:
-            self._use({"input": "model", "version": model.version, "counts": dict(model.counts)})
+            self.use({"input": "model", "version": model.version, "counts": dict(model.counts)})
         pending = self.publisher.take_pending()
         if pending:
-            self._use({"input": "pending", "signals": news_of(self.desk, pending)})
+            self.use({"input": "pending", "signals": news_of(self.desk, pending)})
         for told in slow_rules(self.desk):
-            self._use(told)
+            self.use(told)
         while self.recording.news:
             line = self.recording.news.pop(0)
             log.warning("%s", line)
             self.publisher.put(PutJournal(line))
 
-    def _use(self, told: dict[str, Any]) -> None:
+    def use(self, told: dict[str, Any]) -> None:
         if self.recording.recorder is not None:
             self.recording.recorder.note_input(self.engine.seq, told)
         self._carry_out(use_input(self.desk, told))
@@ -271,6 +273,8 @@ def run(brain: Brain) -> None:
     gc.collect()
     gc.freeze()  # what is there now stays: a collection that walks it costs 40 ms
     brain.publisher.start()
+    for told in brain.condemned:
+        brain.use(told)
     brain.publisher.ask_pending()
     brain.announce()
     next_copy_ns = last_ns = 0
@@ -287,6 +291,7 @@ def run(brain: Brain) -> None:
             time.sleep(NAP_S)
         if done:
             last_ns = now_ns
+    brain.desk.guard.close()
     brain.copy_counts()
     if not brain.recording.close(DRAIN_S):
         log.warning("ended with a recording that the disk did not take")
@@ -315,7 +320,9 @@ def build(args: argparse.Namespace, cfg: config.Config) -> Brain:
     barrier.warm()
     kernel.store_word(words, rings.TAIL, seq)
     terms = Terms(args.world, args.node, cfg.entry_policy, cfg.signal_age_ms)
+    off = condemned(state.arrays.control, rules, started_ns(boot_ns()))
     desk = new_desk(state, rules, terms, TAKER_FEE, int(cfg.rule_ms * 1e6))
+    desk.guard.watch(cfg.rule_limit_ms / 1000)
     engine = Engine(words, ring.slots, ring.brain_stats, desk, seq)
     settings = {
         "mode": cfg.mode, "world": args.world, "node": args.node, "rules": list(cfg.rules),
@@ -333,7 +340,7 @@ def build(args: argparse.Namespace, cfg: config.Config) -> Brain:
         cfg.redis_url, keys, wall_ms=wall_ms, written=written,
         report_key=keys.brain(args.node, args.name),
     )  # fmt: skip
-    return Brain(ring, engine, publisher, snapshots, recording, generation)
+    return Brain(ring, engine, publisher, snapshots, recording, generation, condemned=off)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -209,8 +209,11 @@ class Publisher(threading.Thread):
                 return  # closes come in bursts: nothing else while signals may follow
             for _ in self._send(r, self._journal, BATCH, self._line):
                 pass
-            for _ in self._send(r, self._decisions, DECISIONS_AT_ONCE, self._decision):
-                pass
+            for _ in range(BATCH // DECISIONS_AT_ONCE):
+                if self._urgent.is_set() and not self._ending.is_set():
+                    return
+                for _ in self._send(r, self._decisions, DECISIONS_AT_ONCE, self._decision):
+                    pass
 
     def _send(
         self, r: redis.Redis, queue: deque[_E], most: int, command: Callable[[_E], streams.Command]

@@ -60,6 +60,9 @@ KERNEL_FILES: Final = (
 # control
 C_MAGIC, C_LAYOUT, C_CODE, C_RING, C_WORLD, C_SYMBOLS, C_SEQ, C_CLOCK_NS, C_SERIAL = range(9)
 C_ASK_ALL: Final = 9  # 1 until the feed was asked for every symbol, over however many deaths
+C_ASKING, C_ASKED_NS, C_SUSPECT = 10, 11, 12  # guard.py: key of the rule that is asked, since when
+C_OFF: Final = 16  # and keys of rules that are off
+OFF_MAX: Final = 8
 MAGIC: Final = 0x4E49_4152_4241  # "ABRAIN"
 
 # sym
