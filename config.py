@@ -199,6 +199,8 @@ SETTINGS: Final = (
     Setting("AEGIS_RULES", "", "dotted names", _list, "further rules, like mymodule.my_rule"),
     Setting("AEGIS_RULE_MS", "5", "ms", _float(0.01, 1000),
             "a rule that often takes longer for an answer is switched to shadow"),
+    Setting("AEGIS_RULE_LIMIT_MS", "250", "ms", _int(20, 300),
+            "a rule that has no answer by then is interrupted, before twice that, and off"),
     Setting("AEGIS_RECORD", "", "folder", _text,
             "each brain records there all that it takes in, from its start; empty: off"),
     Setting("AEGIS_RECORD_MB", "1024", "MB", _int(1, 1_000_000),
@@ -309,6 +311,7 @@ class Config:
     replace_s: float
     rules: tuple[str, ...]
     rule_ms: float
+    rule_limit_ms: int
     record: str
     record_mb: int
     entry_policy: str

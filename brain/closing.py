@@ -13,7 +13,7 @@ from brain.events import CLOSE_EVENT, CLOSE_EVENTS_MAX, OUTCOME, TIMEOUT, Events
 from brain.indicators import step_indicators
 from brain.jit import inlined, step
 from brain.smc import step_structure
-from brain.state import COUNT, DAYS, FOLLOWED, HISTORY, HISTORY_MASK, Arrays, Ints
+from brain.state import COUNT, DAYS, FOLLOWED, HISTORY, HISTORY_MASK, WAITS, Arrays, Ints
 from ring import BRAIN_COUNTERS
 
 EVERY_CLOSE: Final = -1  # a stop mask: ask at every close, whatever its structure
@@ -23,8 +23,9 @@ EVERY_CLOSE: Final = -1  # a stop mask: ask at every close, whatever its structu
     W_SYMBOL, W_TIMEFRAME, W_BAR_MS, W_KNOWN_NS, W_RECV_NS, W_EMIT, W_FLAGS,
     W_STOP,  # a candle closed on which a rule must be asked
     W_PARTIAL,  # rows ran out within a record: what it closes is not all closed yet
-) = range(9)  # fmt: skip
-WHERE: Final = 9
+    W_CALL,  # number of the call: such a symbol is marked by it
+) = range(10)  # fmt: skip
+WHERE: Final = 10
 
 _AT = {name: index for index, name in enumerate(BRAIN_COUNTERS)}
 N_RECORDS, N_TRADES, N_QUOTES, N_MARKS = (_AT[x] for x in ("records", "trades", "quotes", "marks"))
@@ -71,6 +72,7 @@ def close_bar(
     ev[row].d, ev[row].e, ev[row].f = bar[3], bar[4], bar[5]
     if stop_masks[t] == EVERY_CLOSE or where[W_FLAGS] & stop_masks[t] != 0:
         where[W_STOP] = ev[row].code = 1
+        a.sym[s, WAITS] = where[W_CALL]
     stats[N_CLOSES] += 1
     return n
 

@@ -11,23 +11,24 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
-from brain.events import CLOSE_EVENT, GONE, OUTCOME, RESULTS, RESYNC, STRUCTURE, WHOLE, Row
-from brain.features import features
+from brain.events import CLOSE_EVENT, GONE, OUTCOME, RESULTS, RESYNC, WHOLE, Row
+from brain.features import FEATURES, named, open_signal
 from brain.follow import arm
 from brain.funnel import ASKED, FAULTS, SILENT, Funnel, stage_of
-from brain.rules import SLOW_MAX, Candidate, No, Rule, ask, stop_masks
+from brain.gather import G_NAME, GATHERED, NUMBERS, WHAT, What, gather
+from brain.guard import Guard
+from brain.rules import SLOW_MAX, Candidate, No, Rule, stop_masks
 from brain.signals import SIDES, Check, Facts, Model, Signal, Terms, judge, signal_key
 from brain.state import (
     ACTIVE,
     DEGRADED,
-    QUOTE_NS,
-    SUSPECT_UNTIL_NS,
     State,
     candles,
     follows,
@@ -38,11 +39,11 @@ from streams import cause_id
 
 REMEMBERED: Final = 1_024  # keys that ended here, and outcomes whose signal is not known yet
 MINUTE_MS: Final = 60_000
-FEW: Final = 64  # events that are sooner looked at one by one than sorted out
+NS: Final = 1_000_000  # of a millisecond
+STEPS_MS: Final = dict(zip(TIMEFRAME_NAMES, (m * MINUTE_MS for m in TIMEFRAMES_MIN), strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class PutSignal:
+class PutSignal(NamedTuple):
     """`pending` is written with the signal; a shadow signal is written to pending only."""
 
     id: str
@@ -58,9 +59,27 @@ class PutOutcome:
     fields: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
 class PutDecision:
-    fields: Mapping[str, str]
+    """Its fields are put into words by whoever reads them: no signal waits for that."""
+
+    __slots__ = ("_fields", "_tell")
+
+    def __init__(self, tell: Callable[[], Mapping[str, str]]) -> None:
+        self._tell, self._fields = tell, dict[str, str]()
+
+    @property
+    def fields(self) -> Mapping[str, str]:
+        if not self._fields:
+            self._fields = dict(self._tell())
+        return self._fields
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PutDecision) and self.fields == other.fields
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"PutDecision({self.fields})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +100,10 @@ class AskSnapshot:
 Effect = PutSignal | PutOutcome | PutDecision | PutJournal | AskPending | AskSnapshot
 
 
-@dataclass(frozen=True, slots=True)
-class Open:
+Cut = tuple[str, str, str, int]  # rule, symbol, timeframe, open time of the candle
+
+
+class Open(NamedTuple):
     """One followed signal, as it lies in `pending`: all that is needed to go on and to judge it."""
 
     id: str
@@ -124,6 +145,18 @@ class Desk:
         default_factory=lambda: np.zeros(len(TIMEFRAME_NAMES), np.int64)
     )
     slow_ns: int = 5_000_000  # an answer that takes longer is slow
+    cuts: frozenset[Cut] = frozenset()  # of a recording: answers that were not waited for
+    guard: Guard = field(init=False)
+    names: dict[tuple[int, ...], str] = field(default_factory=dict)  # of symbols, by their words
+    whats: npt.NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros((GATHERED, WHAT), np.int64)
+    )
+    numbers: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((GATHERED, NUMBERS)))
+    features: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(FEATURES)))
+
+    def __post_init__(self) -> None:
+        self.guard = Guard(self.state.arrays.control)
+
     candidates: int = 0
     refused: int = 0
     signals: int = 0
@@ -150,23 +183,23 @@ def new_desk(
 
 def on_events(desk: Desk, events: npt.NDArray[Any], boot_ns: Callable[[], int]) -> Iterator[Effect]:
     """What the rows of one kernel call lead to, in their order; `boot_ns` stamps signals."""
-    desk.structure_events += int((events["kind"] == STRUCTURE).sum())
-    if len(events) > FEW:
-        closes = (events["kind"] == CLOSE_EVENT) & (events["code"] != 0)
-        events = events[closes | (events["kind"] >= OUTCOME)]
-    for row in map(Row._make, events.tolist()):
-        if row.kind == CLOSE_EVENT:
-            if row.code:
-                yield from _on_close(desk, row, boot_ns)
-        elif row.kind == OUTCOME:
-            yield from _on_outcome(desk, row)
-        elif row.kind == WHOLE:
-            desk.rows[desk.state.name(row.symbol)] = row.symbol
-            yield AskPending()
-        elif row.kind == GONE:
-            _on_gone(desk, row.symbol)
-        elif row.kind == RESYNC:
-            yield AskSnapshot(row.symbol)
+    begin = 0
+    while begin < len(events):
+        n, begin, structures = gather(desk.state.arrays, events, begin, desk.whats, desk.numbers)
+        desk.structure_events += structures
+        numbers = desk.numbers[:n].tolist()
+        for k, what in enumerate(map(What._make, desk.whats[:n].tolist())):
+            if what.kind == CLOSE_EVENT:
+                yield from _on_close(desk, what, numbers[k], boot_ns)
+            elif what.kind == OUTCOME:
+                yield from _on_outcome(desk, Row._make(events[what.event].tolist()))
+            elif what.kind == WHOLE:
+                desk.rows[desk.state.name(what.symbol)] = what.symbol
+                yield AskPending()
+            elif what.kind == GONE:
+                _on_gone(desk, what.symbol)
+            elif what.kind == RESYNC:
+                yield AskSnapshot(what.symbol)
 
 
 def _free(desk: Desk, slot: tuple[str, str, str], key: int) -> None:
@@ -184,72 +217,77 @@ def _on_gone(desk: Desk, row: int) -> None:
         _free(desk, desk.open.pop(key).slot, key)
 
 
-def _on_close(desk: Desk, row: Row, boot_ns: Callable[[], int]) -> Iterator[Effect]:
-    timeframe, flags = TIMEFRAME_NAMES[row.timeframe], row.flags
+def _on_close(
+    desk: Desk, what: What, numbers: list[float], boot_ns: Callable[[], int]
+) -> Iterator[Effect]:
+    timeframe, flags, known_ms = TIMEFRAME_NAMES[what.timeframe], what.flags, what.known_ns // NS
+    words = what[G_NAME:]
+    name = desk.names.get(words)
+    if name is None:
+        name = desk.names[words] = desk.state.name(what.symbol)
     view = CandleView(
-        symbol=desk.state.name(row.symbol),
-        timeframe=timeframe,
-        bar_ms=row.bar_ms,
-        known_ms=row.known_ns // 1_000_000,
-        flags=flags,
-        taker_fee=desk.taker_fee,
-        arrays=desk.state.arrays,
-        row=row.symbol,
-    )
-    if view.newest_bar_ms != view.bar_ms:
-        return  # several bars closed at once: only the newest is the present
+        name, timeframe, what.bar_ms, known_ms, flags, desk.taker_fee, desk.state.arrays,
+        what.symbol, {timeframe: numbers},
+    )  # fmt: skip
     for each in desk.rules:
         if not each.asked(timeframe, flags):
             continue
+        if desk.cuts and (each.name, name, timeframe, what.bar_ms) in desk.cuts:
+            each.cut = (name, timeframe, what.bar_ms)
+            continue
         began_ns = boot_ns()
-        found, fault = ask(each, view)
+        found, fault = desk.guard.ask(each, view, began_ns)
+        if each.cut is not None:
+            continue
         each.took(boot_ns() - began_ns, desk.slow_ns)
-        desk.funnel.add(view.known_ms, [ASKED])
+        desk.funnel.add(known_ms, ASKED)
         if fault:
             desk.faults += 1
-            desk.funnel.add(view.known_ms, [FAULTS])
+            desk.funnel.add(known_ms, FAULTS)
             desk.masks[:] = stop_masks(desk.rules)
             yield PutJournal(fault)
         if isinstance(found, No):
-            yield _on_no(desk, each, found, view)
+            desk.funnel.way(known_ms, found.stage, found.reason)
+            yield PutDecision(partial(_tell_no, desk.terms, each.name, found, view))
         elif found is not None:
             desk.candidates += 1
             each.candidates += 1
-            yield from _on_candidate(desk, each, found, view, row, boot_ns)
+            yield from _on_candidate(desk, each, found, view, what, boot_ns)
         elif not fault:
-            desk.funnel.add(view.known_ms, [SILENT])
+            desk.funnel.add(known_ms, SILENT)
 
 
-def _facts(desk: Desk, each: Rule, view: CandleView, row: Row) -> Facts:
-    sym, known_ns = desk.state.arrays.sym[view.row], row.known_ns
+def _facts(desk: Desk, each: Rule, view: CandleView, what: What) -> Facts:
+    known_ns = what.known_ns
     return Facts(
         symbol=view.symbol,
         rule=each.name,
         rule_state=each.state,
         timeframe=view.timeframe,
-        timeframe_ms=TIMEFRAMES_MIN[INDEX[view.timeframe]] * MINUTE_MS,
-        bar_ms=view.bar_ms,
+        timeframe_ms=STEPS_MS[view.timeframe],
+        bar_ms=what.bar_ms,
         known_ns=known_ns,
-        recv_ns=row.recv_ns,
-        degraded=bool(sym[DEGRADED]),
-        suspect=known_ns < int(sym[SUSPECT_UNTIL_NS]),
-        candles=view.candles(),
-        quote_age_ms=max((known_ns - int(sym[QUOTE_NS])) / 1e6, 0.0),
+        recv_ns=what.recv_ns,
+        degraded=bool(what.degraded),
+        suspect=known_ns < what.suspect_until_ns,
+        candles=what.candles,
+        quote_age_ms=max((known_ns - what.quote_ns) / 1e6, 0.0),
         cost=view.round_trip,
         already_open=(view.symbol, each.name, view.timeframe) in desk.slots,
-        atr=float(view.indicators().atr),
+        atr=view.indicators().atr,
     )
 
 
 def _on_candidate(
-    desk: Desk, each: Rule, found: Candidate, view: CandleView, row: Row, boot_ns: Callable[[], int]
-) -> Iterator[Effect]:
-    facts = _facts(desk, each, view, row)
+    desk: Desk, each: Rule, found: Candidate, view: CandleView, what: What,
+    boot_ns: Callable[[], int],
+) -> Iterator[Effect]:  # fmt: skip
+    facts = _facts(desk, each, view, what)
     signal, checks = judge(found, facts, desk.model, desk.terms)
     if signal is not None and signal.key in desk.closed:
         checks.append(Check("new", False, {"id": signal.id}))
         signal = None
-    if signal is not None and not _arm(desk, signal, view):
+    if signal is not None and not _open(desk, signal, view):
         checks.append(Check("follow_room", False, {}))
         signal = None
     refused = next((check.name for check in checks if not check.ok), "")
@@ -260,8 +298,7 @@ def _on_candidate(
         desk.signals += not signal.shadow
         each.signals += not signal.shadow
         each.shadows += signal.shadow
-        fields = {**signal.fields, "signal_ns": str(boot_ns())}
-        each_open = Open(
+        made = Open(
             id=signal.id,
             symbol=view.symbol,
             rule=each.name,
@@ -275,21 +312,22 @@ def _on_candidate(
             deadline_ms=signal.deadline_ms,
             bars_from_ms=signal.bars_from_ms,
             shadow=signal.shadow,
-            fields=fields,
-            features=features(view, found.side),
+            fields={**signal.fields, "signal_ns": str(boot_ns())},
+            features=named(desk.features),
         )
-        desk.open[signal.key] = each_open
-        desk.slots[each_open.slot] = signal.key
-        pending = dumps({name: getattr(each_open, name) for name in Open.__match_args__})
-        yield PutSignal(signal.id, signal.shadow, signal.expires_ms, fields, pending)
-    yield _decision(found, facts, view, desk.terms, signal, [*seen(view, found.side), *checks])
+        desk.open[signal.key] = made
+        desk.slots[made.slot] = signal.key
+        pending = dumps(made._asdict())
+        yield PutSignal(signal.id, signal.shadow, signal.expires_ms, made.fields, pending)
+    yield PutDecision(partial(_tell_candidate, desk.terms, each.name, found, view, signal, checks))
 
 
-def _arm(desk: Desk, signal: Signal, view: CandleView) -> bool:
-    slot = arm(
+def _open(desk: Desk, signal: Signal, view: CandleView) -> bool:
+    """Follow it, and measure its features. False: the symbol has too many signals already."""
+    slot = open_signal(
         desk.state.arrays, view.row, INDEX[view.timeframe], signal.key, signal.known_ns,
         signal.deadline_ms, signal.bars_from_ms, signal.side, signal.price, signal.stop,
-        signal.target,
+        signal.target, view.flags, view.bar_ms, view.known_ms, desk.features,
     )  # fmt: skip
     return bool(slot >= 0)
 
@@ -312,9 +350,8 @@ def seen(view: CandleView, side: int) -> list[Check]:
     ]
 
 
-def _on_no(desk: Desk, each: Rule, no: No, view: CandleView) -> PutDecision:
+def _tell_no(terms: Terms, name: str, no: No, view: CandleView) -> dict[str, str]:
     """Something was seen and let pass by the rule itself."""
-    desk.funnel.way(view.known_ms, no.stage, no.reason)
     structure, trend = seen(view, no.side)
     numbers: dict[str, float | int | str] = {"why": no.reason}
     numbers |= {name: round(x, 6) for name, x in no.numbers.items()}
@@ -322,47 +359,45 @@ def _on_no(desk: Desk, each: Rule, no: No, view: CandleView) -> PutDecision:
         rows = [structure, Check("trend", False, {**trend.numbers, **numbers})]
     else:
         rows = [Check("structure", False, {**structure.numbers, **numbers})]
-    return _entry(view, each.name, no.side, desk.terms, "refused", no.reason, rows)
+    return _entry(view, name, no.side, terms, "refused", no.reason, rows)
 
 
-def _decision(
-    found: Candidate, facts: Facts, view: CandleView, terms: Terms, signal: Signal | None,
+def _tell_candidate(
+    terms: Terms, name: str, found: Candidate, view: CandleView, signal: Signal | None,
     checks: Sequence[Check],
-) -> PutDecision:  # fmt: skip
+) -> dict[str, str]:  # fmt: skip
     """One entry of `decisions`, in the words that risk uses for its own."""
     outcome = "refused" if signal is None else ("shadow" if signal.shadow else "signal")
     return _entry(
-        view, facts.rule, found.side, terms, outcome, found.reason, checks,
-        f"{signal.confidence:.6f}" if signal else "",
+        view, name, found.side, terms, outcome, found.reason,
+        [*seen(view, found.side), *checks], f"{signal.confidence:.6f}" if signal else "",
     )  # fmt: skip
 
 
 def _entry(
     view: CandleView, name: str, side: int, terms: Terms, outcome: str, reason: str,
     checks: Sequence[Check], chance: str = "",
-) -> PutDecision:  # fmt: skip
+) -> dict[str, str]:  # fmt: skip
     """`signal` is the id that the candidate has or would have had: `why` finds it by that."""
     refused = next((check.name for check in checks if not check.ok), "")
     rows = [{"name": check.name, "ok": check.ok, **check.numbers} for check in checks]
     word = SIDES[side]
-    return PutDecision(
-        {
-            "source": "brain",
-            "signal": cause_id(terms.world, view.symbol, view.timeframe, view.bar_ms, word, name),
-            "symbol": view.symbol,
-            "side": word,
-            "rule": name,
-            "timeframe": view.timeframe,
-            "bar_ms": str(view.bar_ms),
-            "outcome": outcome,
-            "stage": stage_of(refused) if refused else "signal",
-            "refused_by": refused,
-            "confidence": chance,
-            "reason": reason,
-            "verdicts": dumps(rows),
-            "ms": str(view.known_ms),
-        }
-    )
+    return {
+        "source": "brain",
+        "signal": cause_id(terms.world, view.symbol, view.timeframe, view.bar_ms, word, name),
+        "symbol": view.symbol,
+        "side": word,
+        "rule": name,
+        "timeframe": view.timeframe,
+        "bar_ms": str(view.bar_ms),
+        "outcome": outcome,
+        "stage": stage_of(refused) if refused else "signal",
+        "refused_by": refused,
+        "confidence": chance,
+        "reason": reason,
+        "verdicts": dumps(rows),
+        "ms": str(view.known_ms),
+    }
 
 
 # --- inputs beside the ring ------------------------------------------------------------------
@@ -378,11 +413,16 @@ def news_of(desk: Desk, pending: Mapping[str, str]) -> dict[str, str]:
 
 
 def slow_rules(desk: Desk) -> list[dict[str, Any]]:
-    """Inputs that switch what has become slow: time is nothing that a replay could repeat."""
-    made = []
+    """Inputs that switch what has become slow: time is nothing that a replay could repeat. One
+    whose answer was not waited for is off, and the input says at which close, for the replay."""
+    made: list[dict[str, Any]] = []
     for each in desk.rules:
-        if each.slow >= SLOW_MAX and each.state != "off":
-            state = "shadow" if each.state == "on" else "off"
+        if each.cut is not None:
+            why = f"without an answer for {each.cut[0]} {each.cut[1]}, and was interrupted"
+            told = {"input": "rule", "name": each.name, "state": "off", "why": why}
+            made.append({**told, "cut": list(each.cut)})
+        elif each.slow >= SLOW_MAX and each.state != "off":
+            state = each.demoted
             mean_ms = each.spent_ns / each.asks / 1e6
             why = f"slow: {mean_ms:.1f} ms on average, {desk.slow_ns / 1e6:g} ms are allowed"
             made.append({"input": "rule", "name": each.name, "state": state, "why": why})
@@ -399,7 +439,7 @@ def use_input(desk: Desk, told: Mapping[str, Any]) -> list[Effect]:
     elif told["input"] == "rule":
         for each in desk.rules:
             if each.name == told["name"]:
-                each.demote(told["why"])
+                each.put(told["state"], told["why"])
         desk.faults += 1
         desk.masks[:] = stop_masks(desk.rules)
         return [PutJournal(f"rule {told['name']} is {told['why']}; now {told['state']}")]
@@ -457,7 +497,7 @@ def _on_outcome(desk: Desk, row: Row) -> list[Effect]:
 def parse_open(text: str) -> Open:
     """An entry of `pending`. Raises ValueError, TypeError or KeyError when it is none."""
     raw = orjson.loads(text)
-    made = Open(**{name: raw[name] for name in Open.__match_args__})
+    made = Open(**{name: raw[name] for name in Open._fields})
     numbers = (made.entry, made.stop, made.target)
     if made.side not in (1, -1) or not min(numbers) > 0.0 or made.timeframe not in INDEX:
         raise ValueError(f"pending signal {made.id} is no bracket")

@@ -63,8 +63,8 @@ def refresh_all(a: Arrays) -> None:
         refresh(a, s)
 
 
-@entry
-def arm(
+@step
+def arm_step(
     a: Arrays, s: int, t: int, key: int, known_ns: int, deadline_ms: int, bars_from_ms: int,
     side: int, entry: float, stop: float, target: float,
 ) -> int:  # fmt: skip
@@ -89,6 +89,15 @@ def arm(
     row[F_KEY] = key
     refresh(a, s)
     return free
+
+
+@entry
+def arm(
+    a: Arrays, s: int, t: int, key: int, known_ns: int, deadline_ms: int, bars_from_ms: int,
+    side: int, entry: float, stop: float, target: float,
+) -> int:  # fmt: skip
+    """`arm_step` for Python."""
+    return arm_step(a, s, t, key, known_ns, deadline_ms, bars_from_ms, side, entry, stop, target)
 
 
 @entry

@@ -9,7 +9,6 @@ because a user's rule names its own reasons. So "it does not trade" always has a
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ _STAGE_OF: Final = {"structure": 0, "trend": 1, "proven": 3, "rule_state": 4}
 MINUTE_MS: Final = 60_000
 HOUR_MINUTES: Final = 60
 NAMES_MAX: Final = 256
+WAYS_MAX: Final = NAMES_MAX - 2 * len(STAGES) - 1  # room for the stages, and their others
 OTHER: Final = "other"
 ASKED, SILENT, FAULTS, SIGNALS = "asked", "silent", "faults", "signals"
 
@@ -27,37 +27,52 @@ def stage_of(check: str) -> str:
     return STAGES[_STAGE_OF.get(check, 2)]
 
 
+Ways = dict[tuple[str, str], int]  # (stage that stopped it, or what happened; check) to a count
+
+
+def told_of(ways: Ways) -> Counter[str]:
+    """Counts by name: what happened, `stage` for what came in, `stage:check` for what it lost."""
+    made: Counter[str] = Counter()
+    for (name, check), count in ways.items():
+        stopped = name in STAGES
+        if stopped or name == SIGNALS:
+            for stage in STAGES[: STAGES.index(name) + 1] if stopped else STAGES:
+                made[stage] += count
+        made[f"{name}:{check}" if stopped else name] += count
+    return made
+
+
 @dataclass(slots=True)
 class Funnel:
-    """Counts by name: the four above, `stage` for what came in, `stage:check` for what it lost."""
+    """Counts ways, one look-up each; they are told by name when somebody asks."""
 
-    total: Counter[str] = field(default_factory=Counter)
-    minutes: deque[tuple[int, Counter[str]]] = field(
-        default_factory=lambda: deque(maxlen=HOUR_MINUTES + 1)
-    )
+    ways: Ways = field(default_factory=dict)
+    minutes: deque[tuple[int, Ways]] = field(default_factory=lambda: deque(maxlen=HOUR_MINUTES + 1))
 
-    def add(self, ms: int, names: Iterable[str]) -> None:
-        """One each, at a market time."""
-        minute = ms // MINUTE_MS
+    def add(self, ms: int, name: str, check: str = "") -> None:
+        """One, at a market time."""
+        minute, way, ways = ms // MINUTE_MS, (name, check), self.ways
         if not self.minutes or self.minutes[-1][0] < minute:
-            self.minutes.append((minute, Counter()))
+            self.minutes.append((minute, {}))
+        if way not in ways and len(ways) >= WAYS_MAX:
+            way = (name, OTHER) if check else (OTHER, "")
         of_minute = self.minutes[-1][1]
-        for name in names:
-            if name not in self.total and len(self.total) >= NAMES_MAX:
-                name = f"{name.partition(':')[0]}:{OTHER}" if ":" in name else OTHER
-            self.total[name] += 1
-            of_minute[name] += 1
+        ways[way] = ways.get(way, 0) + 1
+        of_minute[way] = of_minute.get(way, 0) + 1
 
     def way(self, ms: int, stage: str, check: str) -> None:
         """A candidate's way: through all stages before `stage`, stopped there by `check`; through
         all of them with an empty stage."""
-        last = STAGES.index(stage) if stage else len(STAGES) - 1
-        came = [f"{name}" for name in STAGES[: last + 1]]
-        self.add(ms, [*came, f"{stage}:{check}" if stage else SIGNALS])
+        self.add(ms, stage or SIGNALS, check)
+
+    @property
+    def total(self) -> Counter[str]:
+        """Since the start."""
+        return told_of(self.ways)
 
     def told(self, now_ms: int) -> dict[str, Any]:
         hour: Counter[str] = Counter()
-        for minute, counts in self.minutes:
+        for minute, ways in self.minutes:
             if minute > now_ms // MINUTE_MS - HOUR_MINUTES:
-                hour.update(counts)
+                hour.update(told_of(ways))
         return {"total": dict(self.total), "hour": dict(hour)}

@@ -1,11 +1,14 @@
 """The one jitted loop: records in, state and events out.
 
 `consume` takes what lies in the ring from a sequence on, at most `limit` records, and stops early
-in two cases: the event rows run low, or a candle closed on which a rule must be asked. The second
-makes the answer independent of how the stream was cut into batches: a signal is followed from the
-very next record on. Rows may run out in the middle of a record (many bars close at one CLOCK):
-W_PARTIAL says so, the record is taken again, and what was done for it is not done twice. Coarse
-timeframes close first: as long as the 1m bar is open, a symbol is not done.
+in two cases: the event rows run low, or a candle closed on which a rule must be asked. Then it goes
+on with a few more quotes and trades of other symbols, whose closes are asked about together with
+the first, but touches nothing that a rule would see: it stops before any other record and before
+the next one of a symbol that waits. That makes the answer independent of how the stream was cut
+into batches: a signal is followed from the very next record of its symbol on. Rows may run out in
+the middle of a record (many bars close at one CLOCK): W_PARTIAL says so, the record is taken again,
+and what was done for it is not done twice. Coarse timeframes close first: as long as the 1m bar is
+open, a symbol is not done.
 
 Crash safety: WRITING holds symbol + 1 while that symbol's numbers change, C_SEQ the next record.
 Every record is idempotent by itself too: trades by id, quotes by update id, bars by open time.
@@ -37,6 +40,7 @@ from brain.closing import (
     N_RECORDS,
     N_SKIPPED,
     N_TRADES,
+    W_CALL,
     W_KNOWN_NS,
     W_PARTIAL,
     W_RECV_NS,
@@ -55,7 +59,9 @@ from brain.events import (
     Events,
     emit,
 )
+from brain.features import FEATURES, measure, open_signal
 from brain.follow import arm, disarm_all, follow_time, follow_trade, refresh_all
+from brain.gather import NUMBERS, WHAT, gather, look
 from brain.history import announce, forget, take_bar, take_gap
 from brain.indicators import forming_indicators
 from brain.jit import entry, step
@@ -94,6 +100,7 @@ from brain.state import (
     TIMEFRAMES,
     TRADE_NS,
     TRADES,
+    WAITS,
     Arrays,
     Floats,
     Ints,
@@ -117,6 +124,7 @@ from records import DEGRADED as PRINT_DEGRADED
 from ring import COUNTERS_MAX, HEAD, TAIL, WORDS, WRITING
 
 RECORDS_MAX: Final = 8_192  # per call: signals are handled between calls
+TOGETHER: Final = 64  # records taken while a rule waits: a few microseconds
 SUSPECT_NS: Final = 2_000_000_000  # no signal for so long after a print far from the reference
 
 
@@ -334,13 +342,21 @@ def consume(
     """
     head = load_acquire(words, HEAD)
     end, begin, n, mask = min(head, seq + limit), seq, int(np.int64(0)), len(slots) - 1
-    where[W_STOP] = where[W_PARTIAL] = 0
+    if where[W_PARTIAL] == 0:  # else this call goes on with the last one's record
+        where[W_CALL] += 1
+        where[W_STOP] = 0
+    stopped, call, where[W_PARTIAL] = False, where[W_CALL], 0
     sym, px, forming_at, forming, control = a.sym, a.px, a.forming_at, a.forming, a.control
-    while seq < end and where[W_STOP] == 0:
+    while seq < end:
         slot = seq & mask
         r = slots[slot]
         kind, s, done, width = r.kind, np.int64(r.symbol), True, 2 if r.kind == BAR else 1
         known = s < len(sym) and sym[s, ACTIVE] != 0
+        if where[W_STOP] != 0 and seq > begin:
+            if not stopped:
+                stopped, end = True, min(end, seq + TOGETHER)
+            if not known or (kind != QUOTE and kind != TRADE) or sym[s, WAITS] == call:
+                break
         store_release(words, WRITING, s + 1 if known or kind == SYMBOL else 0)
         keep_order()
         if kind == QUOTE and known:
@@ -395,6 +411,12 @@ def warm() -> None:
     disarm_all(state.arrays, 0)
     refresh_all(state.arrays)
     a = state.arrays
+    whats, numbers = np.zeros((1, WHAT), np.int64), np.zeros((1, NUMBERS))
+    gather(a, new_events(1), 0, whats, numbers)
+    look(a, 0, 0, numbers[0])
+    made = np.zeros(len(FEATURES))
+    measure(a, 0, 0, 1, 0, 0, 0, made)
+    open_signal(a, 0, 0, 1, 0, 1, 0, 1, 1.0, 0.5, 2.0, 0, 0, 0, made)
     row = np.zeros(a.ind.shape[-1])
     forming_indicators(a.ind[0, 0], a.forming[0, 0], 0, a.closed[0, 0], 0, 60_000, row)
 

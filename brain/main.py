@@ -9,6 +9,7 @@ brain ends and leaves it to that node's.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import sys
 import time
@@ -40,6 +41,7 @@ from brain.desk import (
 )
 from brain.engine import Engine
 from brain.follow import refresh_all
+from brain.guard import condemned, started_ns
 from brain.publisher import Publisher
 from brain.record import Recording, parse_wish
 from brain.report import desk_report
@@ -62,6 +64,7 @@ NAP_S: Final = 0.0002  # after a small batch: lets records gather instead of pay
 SMALL_BATCH: Final = 32
 BUSY_NS: Final = 2_000_000  # records that come so soon after others are worth a nap
 SWITCH_S: Final = 0.0002  # the publisher's turn at the interpreter, while closes wait for rules
+BURST_NS: Final = 2_000_000  # closes are asked about for so long before anything else has its turn
 DRAIN_S: Final = 2.0
 SNAPSHOT_EVERY_NS: Final = 5_000_000_000  # history costs the feed request weight
 TAKER_FEE: Final = 0.0005  # of notional, the exchange's base tier; per side
@@ -140,6 +143,7 @@ class Brain:
     recording: Recording
     generation: int  # of the node that we belong to
     counted: dict[str, int] = field(default_factory=dict)  # what copy_counts has written
+    condemned: list[dict[str, Any]] = field(default_factory=list)  # inputs before the first record
 
     @property
     def desk(self) -> Desk:
@@ -156,17 +160,16 @@ class Brain:
         now_ns = boot_ns()
         if head > began:
             oldest = int(ring.slots[began & ring.mask]["recv_ns"])
-            recorder = self.recording.recorder
-            if recorder is not None:  # the slot behind the last may be its second half
-                recorder.copy(engine.raw, began, min(head, began + kernel.RECORDS_MAX + 1))
-            rows = engine.take(min(head - began, kernel.RECORDS_MAX))
             _count(ring, _BATCH_AGE, now_ns - oldest)
+            head = min(head, began + kernel.RECORDS_MAX)
+            if self.recording.recorder is not None:  # the last one may have a second half
+                self.recording.recorder.copy(
+                    engine.raw, began, min(head + 1, int(ring.words[rings.HEAD]))
+                )
+            self._take(head)
+            while engine.stopped and engine.seq < head and boot_ns() - now_ns < BURST_NS:
+                self._take(head)
             _count(ring, _BATCH, engine.seq - began)
-            self.publisher.market_ms = int(self.state.arrays.control[C_CLOCK_NS]) // 1_000_000
-            if len(rows):
-                if recorder is not None:
-                    recorder.note_events(rows)
-                self._carry_out(on_events(self.desk, rows, boot_ns))
         if engine.settled:
             self._take_inputs(now_ns)
             self.recording.round_over(now_ns)
@@ -174,6 +177,16 @@ class Brain:
         if self.snapshots.poll(ring.words, now_ns) == ALL_SYMBOLS:
             self.state.arrays.control[C_ASK_ALL] = 0
         return engine.seq - began
+
+    def _take(self, head: int) -> None:
+        """Consume up to the next close that a rule is asked about, and ask."""
+        engine, recorder = self.engine, self.recording.recorder
+        rows = engine.take(head - engine.seq)
+        self.publisher.market_ms = int(self.state.arrays.control[C_CLOCK_NS]) // 1_000_000
+        if len(rows):
+            if recorder is not None:
+                recorder.note_events(rows)
+            self._carry_out(on_events(self.desk, rows, boot_ns))
 
     def report(self) -> dict[str, Any]:
         """What the operator may ask: see `aegis status`, `rule list` and `record`."""
@@ -197,18 +210,18 @@ class Brain:
                 self.publisher.put(PutJournal(str(error)))
         model = self.publisher.take_model()
         if model is not None:
-            self._use({"input": "model", "version": model.version, "counts": dict(model.counts)})
+            self.use({"input": "model", "version": model.version, "counts": dict(model.counts)})
         pending = self.publisher.take_pending()
         if pending:
-            self._use({"input": "pending", "signals": news_of(self.desk, pending)})
+            self.use({"input": "pending", "signals": news_of(self.desk, pending)})
         for told in slow_rules(self.desk):
-            self._use(told)
+            self.use(told)
         while self.recording.news:
             line = self.recording.news.pop(0)
             log.warning("%s", line)
             self.publisher.put(PutJournal(line))
 
-    def _use(self, told: dict[str, Any]) -> None:
+    def use(self, told: dict[str, Any]) -> None:
         if self.recording.recorder is not None:
             self.recording.recorder.note_input(self.engine.seq, told)
         self._carry_out(use_input(self.desk, told))
@@ -257,7 +270,11 @@ def _count(ring: rings.Ring, row: int, value: int) -> None:
 def run(brain: Brain) -> None:
     """Until a signal asks to stop, or the ring is another node's."""
     sys.setswitchinterval(SWITCH_S)
+    gc.collect()
+    gc.freeze()  # what is there now stays: a collection that walks it costs 40 ms
     brain.publisher.start()
+    for told in brain.condemned:
+        brain.use(told)
     brain.publisher.ask_pending()
     brain.announce()
     next_copy_ns = last_ns = 0
@@ -274,6 +291,7 @@ def run(brain: Brain) -> None:
             time.sleep(NAP_S)
         if done:
             last_ns = now_ns
+    brain.desk.guard.close()
     brain.copy_counts()
     if not brain.recording.close(DRAIN_S):
         log.warning("ended with a recording that the disk did not take")
@@ -302,7 +320,9 @@ def build(args: argparse.Namespace, cfg: config.Config) -> Brain:
     barrier.warm()
     kernel.store_word(words, rings.TAIL, seq)
     terms = Terms(args.world, args.node, cfg.entry_policy, cfg.signal_age_ms)
+    off = condemned(state.arrays.control, rules, started_ns(boot_ns()))
     desk = new_desk(state, rules, terms, TAKER_FEE, int(cfg.rule_ms * 1e6))
+    desk.guard.watch(cfg.rule_limit_ms / 1000)
     engine = Engine(words, ring.slots, ring.brain_stats, desk, seq)
     settings = {
         "mode": cfg.mode, "world": args.world, "node": args.node, "rules": list(cfg.rules),
@@ -320,7 +340,7 @@ def build(args: argparse.Namespace, cfg: config.Config) -> Brain:
         cfg.redis_url, keys, wall_ms=wall_ms, written=written,
         report_key=keys.brain(args.node, args.name),
     )  # fmt: skip
-    return Brain(ring, engine, publisher, snapshots, recording, generation)
+    return Brain(ring, engine, publisher, snapshots, recording, generation, condemned=off)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -34,7 +34,8 @@ PENDING_MAX: Final = 20_000  # entries of `pending` that are read back
 MODEL_POLL_S: Final = 2.0
 REPORT_KEPT_S: Final = 30  # a brain that reports no more is gone
 BACKOFF_S_MIN, BACKOFF_S_MAX = 0.1, 2.0
-BATCH: Final = 64  # outcomes, decisions, journal lines per round trip
+BATCH: Final = 64  # outcomes, journal lines per round trip
+DECISIONS_AT_ONCE: Final = 8  # they are put into words here, and a signal waits for the last one
 CALM_S: Final = 0.02  # without a signal, before decisions and journal lines are written
 SIGNALS_AT_ONCE: Final = 16  # the last of them waits for the first
 _E = TypeVar("_E")
@@ -208,8 +209,11 @@ class Publisher(threading.Thread):
                 return  # closes come in bursts: nothing else while signals may follow
             for _ in self._send(r, self._journal, BATCH, self._line):
                 pass
-            for _ in self._send(r, self._decisions, BATCH, self._decision):
-                pass
+            for _ in range(BATCH // DECISIONS_AT_ONCE):
+                if self._urgent.is_set() and not self._ending.is_set():
+                    return
+                for _ in self._send(r, self._decisions, DECISIONS_AT_ONCE, self._decision):
+                    pass
 
     def _send(
         self, r: redis.Redis, queue: deque[_E], most: int, command: Callable[[_E], streams.Command]

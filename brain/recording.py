@@ -334,8 +334,11 @@ class Block(NamedTuple):
     content: bytes
 
 
-def blocks(path: str | os.PathLike[str], partial: bool = False) -> Iterator[Block]:
+def blocks(
+    path: str | os.PathLike[str], partial: bool = False, only: bytes = b""
+) -> Iterator[Block]:
     """Every block of a file, each whole and as it was written; HEAD and STAT are the first two.
+    With `only` a kind is given, those blocks.
 
     Raises RecordingError: no recording, of another version, cut off (with `partial` the blocks
     before the cut are given and that is all), damaged.
@@ -351,7 +354,7 @@ def blocks(path: str | os.PathLike[str], partial: bool = False) -> Iterator[Bloc
         while True:
             at = file.tell()
             raw = file.read(_BLOCK.size)
-            made = _read_block(file, raw, path, at) if len(raw) == _BLOCK.size else None
+            made = _read_block(file, raw, path, at, only) if len(raw) == _BLOCK.size else None
             if made is None:
                 if partial and not wanted:
                     return
@@ -363,14 +366,16 @@ def blocks(path: str | os.PathLike[str], partial: bool = False) -> Iterator[Bloc
                 raise RecordingError(f"{path} is damaged: it does not begin as a recording does.")
             group.append(made)
             if made.kind not in (INPT, RECS):  # with their MARK, or not at all
-                yield from group
+                yield from (each for each in group if not only or each.kind == only)
                 group.clear()
             if made.kind == DONE:
                 return
 
 
-def _read_block(file: BinaryIO, raw: bytes, path: str | os.PathLike[str], at: int) -> Block | None:
-    """None when the file ends before the block does."""
+def _read_block(
+    file: BinaryIO, raw: bytes, path: str | os.PathLike[str], at: int, only: bytes
+) -> Block | None:
+    """None when the file ends before the block does; without contents if another kind is wanted."""
     kind, packed_size, size, crc, seq = _BLOCK.unpack(raw)
     bad = RecordingError(f"{path} is damaged at byte {at}: copy it again.")
     if kind not in (HEAD, STAT, RECS, INPT, MARK, DONE) or max(packed_size, size) > CONTENT_MAX:
@@ -380,6 +385,8 @@ def _read_block(file: BinaryIO, raw: bytes, path: str | os.PathLike[str], at: in
         return None
     if crc != zlib.crc32(packed, zlib.crc32(_BLOCK.pack(kind, packed_size, size, 0, seq))):
         raise bad
+    if only not in (b"", kind):
+        return Block(kind, seq, b"")
     content = zlib.decompress(packed)
     if len(content) != size:
         raise bad

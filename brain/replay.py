@@ -8,7 +8,7 @@ the brain knows comes from there, but only what the part led to is counted.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import orjson
 
 from brain import kernel, snapshot
-from brain.desk import Desk, Effect, new_desk, on_events, use_input
+from brain.desk import Cut, Desk, Effect, new_desk, on_events, use_input
 from brain.engine import Engine
 from brain.recording import (
     CHUNK_RECORDS,
@@ -125,6 +125,7 @@ def replay(
 ) -> Replay:
     """Raises RecordingError or RuleError with a sentence. With `rules` other ones are asked than
     were recorded, from a desk that knows no signals."""
+    cuts = frozenset(_cuts(path, partial)) if rules is None else frozenset[Cut]()
     until_ns = FOREVER_NS if until_ms is None else until_ms * 1_000_000
     part = _Part(from_ms * 1_000_000, until_ns, counting=from_ms <= 0)
     made: Replay | None = None
@@ -137,6 +138,7 @@ def replay(
                 engine = open_engine(header, block.content, rules)
             except (RecordingError, RuleError) as error:
                 raise RecordingError(f"{path} cannot be replayed: {error}") from error
+            engine.desk.cuts = cuts
             made = Replay(header, Digest(), {}, False, engine.desk)
         elif made is None:
             continue
@@ -156,6 +158,15 @@ def replay(
     if made is None:
         raise RecordingError(f"{path} is damaged: it holds nothing.")
     return made
+
+
+def _cuts(path: str | os.PathLike[str], partial: bool) -> Iterator[Cut]:
+    """Answers that the recorded brain did not wait for: the replay must not ask for them."""
+    for block in blocks(path, partial, only=INPT):
+        told = orjson.loads(block.content)
+        if told["input"] == "rule" and "cut" in told:
+            symbol, timeframe, bar_ms = told["cut"]
+            yield told["name"], symbol, timeframe, bar_ms
 
 
 def _run(

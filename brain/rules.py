@@ -8,7 +8,8 @@
 it is asked at every close. A rule sees closed candles only and decides nothing but side, entry,
 stop, target, reason and quality; fees, freshness, confidence and risk are judged after it. One that
 sees something and lets it pass may say why by a No, which the funnel counts. One that raises, or
-that is often slow, is switched to shadow, then off, and reported; it never stops the brain.
+that is often slow, is switched to shadow, then off, and reported; one that does not answer at all
+is interrupted and off (guard.py). It never stops the brain.
 
 Ours: structure break, sweep reversal, zone retest. Stops are structural, bounded in ATR, and never
 nearer than a multiple of the round trip's cost: a stop that its fees eat cannot pay.
@@ -16,6 +17,7 @@ nearer than a multiple of the round trip's cost: a stop that its fees eat cannot
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import math
 from collections.abc import Callable, Mapping
@@ -36,8 +38,7 @@ SLOW_MAX: Final = 5  # so many more slow answers than quick ones: to shadow, the
 NOTHING: Final[Mapping[str, float]] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """What a rule proposes: side +1 buy, -1 sell; prices; quality 0..1."""
 
     side: int
@@ -71,6 +72,7 @@ class Rule:
     mask: int  # structure bits, EVERY_CLOSE for all closes
     params: Params
     state: RuleState = "on"
+    key: int = 0  # of its name, for the state's file
     faults: int = 0
     why: str = ""  # the state is not the one that was asked for
     asks: int = 0
@@ -80,6 +82,7 @@ class Rule:
     spent_ns: int = 0
     spent_ns_max: int = 0
     slow: int = 0
+    cut: tuple[str, str, int] | None = None  # the close at which its answer was not waited for
 
     def took(self, spent_ns: int, slow_ns: int) -> None:
         """One answer and its time."""
@@ -88,12 +91,17 @@ class Rule:
         self.spent_ns_max = max(self.spent_ns_max, spent_ns)
         self.slow = self.slow + 1 if spent_ns > slow_ns else max(self.slow - 1, 0)
 
-    def demote(self, why: str) -> None:
+    @property
+    def demoted(self) -> RuleState:
         """On to shadow, shadow to off."""
-        self.state, self.slow, self.why = "shadow" if self.state == "on" else "off", 0, why
+        return "shadow" if self.state == "on" else "off"
+
+    def put(self, state: RuleState, why: str) -> None:
+        """Into another state than the one that was asked for."""
+        self.state, self.why, self.slow, self.cut = state, why, 0, None
 
     def asked(self, timeframe: str, flags: int) -> bool:
-        if self.state == "off" or timeframe not in self.timeframes:
+        if self.state == "off" or timeframe not in self.timeframes or self.cut is not None:
             return False
         return self.mask == EVERY_CLOSE or bool(flags & self.mask)
 
@@ -138,7 +146,9 @@ def as_rule(function: Function, state: RuleState = "on") -> Rule:
         mask = 0
         for event in terms.on:
             mask |= smc.flag(smc.CODES.index(event), 1) | smc.flag(smc.CODES.index(event), -1)
-    return Rule(terms.name, function, terms.timeframes, mask, terms.params, state)
+    digest = hashlib.blake2b(terms.name.encode(), digest_size=7).digest()
+    key = int.from_bytes(digest) or 1
+    return Rule(terms.name, function, terms.timeframes, mask, terms.params, state, key)
 
 
 def load_rules(extra: tuple[str, ...] = ()) -> list[Rule]:
@@ -279,8 +289,8 @@ def zone_retest(view: CandleView, params: Params) -> Answer:
         touched = [
             zone
             for kind, wanted in (("block", block), ("gap", gap))
-            for zone in (view.zones(kind) if wanted else ())
-            if zone.side == side and zone.touched
+            for zone in (view.zones(kind, side=side) if wanted else ())
+            if zone.touched
         ]
         if not touched:
             no = No(side, "structure", "the zone is gone")
@@ -321,7 +331,7 @@ def ask(each: Rule, view: CandleView) -> tuple[Answer, str]:
     except Exception as error:  # noqa: BLE001 - a user's code may raise anything
         each.faults += 1
         if each.state == "on" or each.faults >= FAULTS_MAX:
-            each.demote(f"raised {type(error).__name__}: {error}"[:200])
+            each.put(each.demoted, f"raised {type(error).__name__}: {error}"[:200])
         return None, f"rule {each.name} raised {type(error).__name__}: {error}; now {each.state}"
     if found is None:
         return None, ""

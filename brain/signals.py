@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from brain.rules import Candidate
+from brain.rules import NOTHING, Candidate
 from streams import cause_id
 
 WARM_CANDLES: Final = 50  # EMA 50 and everything shorter is known
@@ -106,8 +106,7 @@ class Check(NamedTuple):
     numbers: Mapping[str, float | int | str]
 
 
-@dataclass(frozen=True, slots=True)
-class Signal:
+class Signal(NamedTuple):
     """A candidate that passed; `shadow` is followed and learned from but not sent to risk."""
 
     id: str
@@ -135,28 +134,22 @@ def signal_key(signal_id: str) -> int:
 
 def checks(candidate: Candidate, facts: Facts, terms: Terms) -> list[Check]:
     """Whether the candidate is a signal at all, in order, up to the first that refuses."""
-    made: list[Check] = []
-
-    def passed(name: str, ok: bool, **numbers: float | int | str) -> bool:
-        made.append(Check(name, ok, numbers))
-        return ok
-
-    right = (candidate.entry - candidate.stop) * candidate.side > 0.0
-    right = right and (candidate.target - candidate.entry) * candidate.side > 0.0
-    right = right and min(candidate.stop, candidate.target) > 0.0
-    _ = (
-        passed("bracket", right, stop=candidate.stop, target=candidate.target)
-        and passed("whole", not facts.degraded)
-        and passed("reference", not facts.suspect)
-        and passed("warm", facts.candles >= WARM_CANDLES, candles=facts.candles, least=WARM_CANDLES)
-        and passed(
-            "quote",
-            0.0 <= facts.quote_age_ms <= terms.signal_age_ms,
-            age_ms=facts.quote_age_ms,
-            age_ms_max=terms.signal_age_ms,
-        )
-        and passed("one_open", not facts.already_open)
-    )
+    side, entry, stop, target, _, _ = candidate
+    right = (entry - stop) * side > 0.0 and (target - entry) * side > 0.0
+    right = right and stop > 0.0 and target > 0.0
+    warm = facts.candles >= WARM_CANDLES
+    fresh = 0.0 <= facts.quote_age_ms <= terms.signal_age_ms
+    made = [
+        Check("bracket", right, {"stop": stop, "target": target}),
+        Check("whole", not facts.degraded, NOTHING),
+        Check("reference", not facts.suspect, NOTHING),
+        Check("warm", warm, {"candles": facts.candles, "least": WARM_CANDLES}),
+        Check("quote", fresh, {"age_ms": facts.quote_age_ms, "age_ms_max": terms.signal_age_ms}),
+        Check("one_open", not facts.already_open, NOTHING),
+    ]
+    for place, check in enumerate(made):
+        if not check.ok:
+            return made[: place + 1]
     return made
 
 
@@ -178,7 +171,7 @@ def judge(
         )
     )
     made.append(Check("rule_state", facts.rule_state == "on", {"state": facts.rule_state}))
-    shadow = not all(check.ok for check in made)
+    shadow = not (made[-1].ok and made[-2].ok)
     return _signal(candidate, facts, model, terms, chance, needed, shadow), made
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from dataclasses import asdict
 from typing import Any, Final
 
 import numpy as np
@@ -29,7 +28,7 @@ class SnapshotError(Exception):
 
 def dump_desk(desk: Desk) -> dict[str, Any]:
     return {
-        "open": [[key, asdict(each)] for key, each in desk.open.items()],
+        "open": [[key, each._asdict()] for key, each in desk.open.items()],
         "slots": [[*slot, key] for slot, key in desk.slots.items()],
         "rows": dict(desk.rows),
         "closed": list(desk.closed),

@@ -53,12 +53,16 @@ BYTES_PER_SYMBOL_MAX: Final = 64 * 1024
 
 KERNEL_FILES: Final = (
     "state.py", "events.py", "candles.py", "indicators.py", "smc.py", "follow.py", "closing.py",
-    "history.py", "kernel.py", "picture.py",
+    "history.py", "kernel.py", "picture.py", "gather.py",
+    "features.py",
 )  # fmt: skip
 
 # control
 C_MAGIC, C_LAYOUT, C_CODE, C_RING, C_WORLD, C_SYMBOLS, C_SEQ, C_CLOCK_NS, C_SERIAL = range(9)
 C_ASK_ALL: Final = 9  # 1 until the feed was asked for every symbol, over however many deaths
+C_ASKING, C_ASKED_NS, C_SUSPECT = 10, 11, 12  # guard.py: key of the rule that is asked, since when
+C_OFF: Final = 16  # and keys of rules that are off
+OFF_MAX: Final = 8
 MAGIC: Final = 0x4E49_4152_4241  # "ABRAIN"
 
 # sym
@@ -81,7 +85,8 @@ MAGIC: Final = 0x4E49_4152_4241  # "ABRAIN"
     NEXT_DEADLINE_MS,  # earliest time-out of the symbol's open signals
     LATE,
     BROKEN,  # 1 from a jump of the id, or a death while it was written, to its next announcement
-) = range(18)
+    WAITS,  # number of the kernel call in which it closed a candle that a rule must be asked about
+) = range(19)
 # px
 LAST, BID, BID_QTY, ASK, ASK_QTY, MARK_PRICE, INDEX_PRICE, FUNDING, LEVEL_ABOVE, LEVEL_BELOW = (
     range(10)

@@ -15,18 +15,25 @@ import numpy.typing as npt
 
 from brain import smc
 from brain.candles import STEP_MS
+from brain.gather import (
+    NUMBERS,
+    X_ASK,
+    X_BID,
+    X_INDICATORS,
+    X_LAST,
+    X_MARK,
+    X_STRUCTURE,
+    X_TREND,
+    look,
+)
 from brain.indicators import OUTPUTS, forming_indicators
 from brain.state import (
-    ASK,
     BAR_FIELDS,
-    BID,
     CLOSE,
     HIGH,
     HISTORY,
     HISTORY_MASK,
-    LAST,
     LOW,
-    MARK_PRICE,
     OPEN,
     VOLUME,
     Arrays,
@@ -35,7 +42,6 @@ from brain.state import (
 )
 from records import TIMEFRAME_NAMES
 
-TREND_WEIGHTS: Final = (("1h", 0.4), ("15m", 0.3), ("5m", 0.2), ("1m", 0.1))
 ZONE_EDGE, EQUILIBRIUM = 0.9, 0.05  # of half the range
 KILL_ZONES: Final = (
     ("asia", 0, 4), ("london_open", 6, 9), ("new_york", 11, 14), ("london_close", 14, 16),
@@ -44,6 +50,9 @@ INDEX: Final = {name: index for index, name in enumerate(TIMEFRAME_NAMES)}
 _FLAGS: Final = {
     (name, side): smc.flag(code, side) for code, name in enumerate(smc.CODES) for side in (1, -1)
 }
+_WORDS: Final = tuple(
+    (bit, f"{name} {'up' if side > 0 else 'down'}") for (name, side), bit in _FLAGS.items()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +143,12 @@ class Structure(NamedTuple):
         return "equilibrium" if abs(self.position) <= EQUILIBRIUM else ""
 
 
+_WHOLE: Final = tuple(
+    Structure._fields.index(name) for name in ("bias", "swing_bias", "sweep_side", "sweep_pool")
+)
+assert len(Structure._fields) == X_INDICATORS - X_STRUCTURE
+
+
 class Session(NamedTuple):
     """The newest trading session of its name: hours of UTC, from its begin on."""
 
@@ -156,9 +171,17 @@ class CandleView:
     taker_fee: float  # of one side
     arrays: Arrays
     row: int
-    _seen: dict[str | int, Any] = field(
-        default_factory=dict, repr=False
-    )  # what was looked up already
+    _seen: dict[str | int, Any] = field(default_factory=dict, repr=False)  # looked up already
+
+    def _numbers(self, timeframe: str | None = None) -> list[float]:
+        """Those of gather.py; this timeframe's lie ready when the brain asks a rule."""
+        timeframe = timeframe or self.timeframe
+        found: list[float] | None = self._seen.get(timeframe)
+        if found is None:
+            made = np.empty(NUMBERS)
+            look(self.arrays, self.row, INDEX[timeframe], made)
+            found = self._seen[timeframe] = made.tolist()
+        return found
 
     def happened(self, name: str, side: int) -> bool:
         """Did this close bring a structure event of this name (smc.CODES) and side?"""
@@ -166,33 +189,22 @@ class CandleView:
 
     def events(self) -> list[str]:
         """The structure events of this close in words, like "sweep up"."""
-        return [
-            f"{name} {'up' if side > 0 else 'down'}"
-            for (name, side), bit in _FLAGS.items()
-            if self.flags & bit
-        ]
-
-    def _newest(self, timeframe: str | None, field: int, back: int = 0) -> float:
-        t = INDEX[timeframe or self.timeframe]
-        count = int(self.arrays.counts[self.row, t])
-        if count <= back:
-            return float("nan")
-        return float(self.arrays.closed[self.row, t, (count - 1 - back) & HISTORY_MASK, field])
+        return [word for bit, word in _WORDS if self.flags & bit]
 
     def open(self, timeframe: str | None = None) -> float:
-        return self._newest(timeframe, OPEN)
+        return self._numbers(timeframe)[OPEN]
 
     def close(self, timeframe: str | None = None) -> float:
-        return self._newest(timeframe, CLOSE)
+        return self._numbers(timeframe)[CLOSE]
 
     def high(self, timeframe: str | None = None) -> float:
-        return self._newest(timeframe, HIGH)
+        return self._numbers(timeframe)[HIGH]
 
     def low(self, timeframe: str | None = None) -> float:
-        return self._newest(timeframe, LOW)
+        return self._numbers(timeframe)[LOW]
 
     def volume(self, timeframe: str | None = None) -> float:
-        return self._newest(timeframe, VOLUME)
+        return self._numbers(timeframe)[VOLUME]
 
     def candles(self, timeframe: str | None = None) -> int:
         """Closed candles that this timeframe has seen."""
@@ -206,25 +218,26 @@ class CandleView:
 
     @property
     def bid(self) -> float:
-        return float(self.arrays.px[self.row, BID])
+        return self._numbers()[X_BID]
 
     @property
     def ask(self) -> float:
-        return float(self.arrays.px[self.row, ASK])
+        return self._numbers()[X_ASK]
 
     @property
     def mark(self) -> float:
-        return float(self.arrays.px[self.row, MARK_PRICE])
+        return self._numbers()[X_MARK]
 
     @property
     def last(self) -> float:
-        return float(self.arrays.px[self.row, LAST])
+        return self._numbers()[X_LAST]
 
     @property
     def round_trip(self) -> float:
         """Both taker fees and the spread, in price."""
-        spread = self.ask - self.bid
-        return 2.0 * self.taker_fee * self.close() + (spread if spread > 0.0 else 0.0)
+        x = self._numbers()
+        spread = x[X_ASK] - x[X_BID]
+        return 2.0 * self.taker_fee * x[CLOSE] + (spread if spread > 0.0 else 0.0)
 
     def bars(self, timeframe: str | None = None) -> Bars:
         """The kept candles as arrays."""
@@ -236,11 +249,15 @@ class CandleView:
         return Bars(_frozen(self.arrays.closed_at[self.row, t][order]), *columns)
 
     def indicators(self, timeframe: str | None = None) -> Indicators:
-        timeframe = timeframe or self.timeframe
-        if timeframe not in self._seen:
-            values = self.arrays.ind[self.row, INDEX[timeframe], : len(OUTPUTS)].tolist()
-            self._seen[timeframe] = Indicators._make(values)
-        return self._seen[timeframe]
+        return Indicators._make(self._numbers(timeframe)[X_INDICATORS:])
+
+    def trend(self) -> float:
+        """Agreement of 1h, 15m, 5m, 1m, weighted 40/30/20/10: -1 all down .. +1 all up.
+
+        A timeframe is up when its close lies above EMA 50 and EMA 9 above EMA 21, down when both
+        are reversed, else neither. Timeframes that do not know yet have no vote.
+        """
+        return self._numbers()[X_TREND]
 
     def forming(self, timeframe: str | None = None) -> Indicators:
         """The indicators as they would be if this timeframe's forming candle closed now."""
@@ -249,30 +266,11 @@ class CandleView:
     def structure(self, timeframe: str | None = None) -> Structure:
         t = INDEX[timeframe or self.timeframe]
         if t not in self._seen:
-            self._seen[t] = self._structure(t)
+            x = self._numbers(timeframe)[X_STRUCTURE:X_INDICATORS]
+            for k in _WHOLE:
+                x[k] = int(x[k])
+            self._seen[t] = Structure._make(x)
         return self._seen[t]
-
-    def _structure(self, t: int) -> Structure:
-        x = self.arrays.smc[self.row, t].tolist()
-        return Structure(
-            bias=int(x[smc.BIAS]),
-            swing_bias=int(x[smc.SWING + smc.BIAS]),
-            high=x[smc.P_HIGH],
-            low=x[smc.P_LOW],
-            swing_high=x[smc.SWING + smc.P_HIGH],
-            swing_low=x[smc.SWING + smc.P_LOW],
-            position=x[smc.POSITION],
-            sweep_level=x[smc.SWEEP_LEVEL],
-            sweep_extreme=x[smc.SWEEP_EXTREME],
-            sweep_ms=x[smc.SWEEP_MS],
-            sweep_side=int(x[smc.SWEEP_SIDE]),
-            sweep_pool=int(x[smc.SWEEP_POOL]),
-            break_ms=x[smc.BREAK_MS],
-            day_high=x[smc.DAY_HIGH],
-            day_low=x[smc.DAY_LOW],
-            week_high=x[smc.WEEK_HIGH],
-            week_low=x[smc.WEEK_LOW],
-        )
 
     def sessions(self, timeframe: str | None = None) -> list[Session]:
         """Sydney, Tokyo, London, New York; NaN where none was seen yet, and on the daily chart."""
@@ -310,39 +308,21 @@ class CandleView:
         ]
         return sorted(found, key=lambda pool: pool.origin_ms)
 
-    def zones(self, kind: str, timeframe: str | None = None) -> list[Zone]:
-        """Open zones, "gap" or "block", oldest first."""
+    def zones(self, kind: str, timeframe: str | None = None, side: int = 0) -> list[Zone]:
+        """Open zones, "gap" or "block", of one side if given, oldest first."""
         t, k = INDEX[timeframe or self.timeframe], ("gap", "block").index(kind)
-        found = [
-            Zone(side, row[smc.Z_TOP], row[smc.Z_BOTTOM], int(row[smc.Z_ORIGIN_MS]), bool(row[3]))
-            for index, side in ((0, 1), (1, -1))
-            for row in self.arrays.zones[self.row, t, k, index].tolist()
-            if row[smc.Z_ORIGIN_MS]
+        bullish, bearish = self.arrays.zones[self.row, t, k].tolist()
+        rows = [(1, row) for row in bullish if row[smc.Z_ORIGIN_MS] and side >= 0]
+        rows += [(-1, row) for row in bearish if row[smc.Z_ORIGIN_MS] and side <= 0]
+        rows.sort(key=_origin)
+        return [
+            Zone(of, top, bottom, int(origin_ms), touched != 0.0)
+            for of, (top, bottom, origin_ms, touched) in rows
         ]
-        return sorted(found, key=lambda zone: zone.origin_ms)
 
-    def trend(self) -> float:
-        """Agreement of 1h, 15m, 5m, 1m, weighted 40/30/20/10: -1 all down .. +1 all up.
 
-        A timeframe is up when its close lies above EMA 50 and EMA 9 above EMA 21, down when both
-        are reversed, else neither. Timeframes that do not know yet have no vote.
-        """
-        if "trend" not in self._seen:
-            self._seen["trend"] = self._trend()
-        return self._seen["trend"]
-
-    def _trend(self) -> float:
-        total = weight_known = 0.0
-        for timeframe, weight in TREND_WEIGHTS:
-            x = self.indicators(timeframe)
-            if x.ema50 != x.ema50:
-                continue
-            close = self.close(timeframe)
-            up = (close > x.ema50) and (x.ema9 > x.ema21)
-            down = (close < x.ema50) and (x.ema9 < x.ema21)
-            total += weight * (up - down)
-            weight_known += weight
-        return total / weight_known if weight_known else 0.0
+def _origin(zone: tuple[int, list[float]]) -> float:
+    return zone[1][smc.Z_ORIGIN_MS]
 
 
 def forming(arrays: Arrays, row: int, t: int) -> Indicators:

@@ -3,13 +3,16 @@
 Candles come from a running brain's state. What is drawn is brain/picture.py's: every mark stands
 at the bar at whose close it was known, lines and boxes reach back to what they speak of. The PNG is
 matplotlib's, the interactive page plotly's, whole in one file: it needs no network.
+
+Red and green have a second sign: rising candles are hollow and falling ones full, pivots point down
+from highs and up from lows, zones that stand carry an arrow.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -142,8 +145,9 @@ def draw(picture: Picture, bars: int, path: Path) -> None:
         body = abs(part["close"] - part["open"])
         base = part[["open", "close"]].copy()
         bottom = [min(row) for row in base]
-        top.bar(at, body, 0.64, bottom, color=tint, edgecolor=tint, linewidth=0.8, zorder=3)
-        low.bar(at, part["volume"], 0.64, color=tint, alpha=0.6)
+        face = PAPER if tint == UP else tint
+        top.bar(at, body, 0.64, bottom, color=face, edgecolor=tint, linewidth=1, zorder=3)
+        low.bar(at, part["volume"], 0.64, color=face, edgecolor=tint, linewidth=1, alpha=0.6)
     for name, tint in EMAS.items():
         top.plot(range(n), picture.indicators[name][-bars:], color=tint, linewidth=1.1, label=name)
     over = layers(picture, int(shown["open_ms"][0]))
@@ -164,6 +168,7 @@ def draw(picture: Picture, bars: int, path: Path) -> None:
     top.set_title(title(picture), loc="left", color=INK, fontsize=13)
     top.legend(loc="upper left", frameon=False, fontsize=9, ncols=2)
     low.set_ylabel("volume", color=INK, fontsize=9)
+    low.set_xlabel("UTC", color=INK, fontsize=9, loc="right")
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
@@ -181,7 +186,7 @@ def _draw_over(axes: Any, over: Layers) -> None:
         )
         if box.open:
             axes.text(
-                box.right, (box.top + box.bottom) / 2, f" {NAMES[box.name]}", color=tint,
+                box.right, (box.top + box.bottom) / 2, f" {_label(box)}", color=tint,
                 fontsize=8, va="center", zorder=4, clip_on=True,
             )  # fmt: skip
     for line in over.lines:
@@ -233,53 +238,97 @@ def write_page(picture: Picture, bars: int, path: Path) -> None:
     ohlc = {name: shown[name] for name in ("open", "high", "low", "close")}
     figure.add_trace(
         go.Candlestick(
-            x=opens, **ohlc, name="candles", increasing_line_color=UP, decreasing_line_color=DOWN
+            x=opens, **ohlc, name="candles", whiskerwidth=0, line_width=1,
+            increasing={"line_color": UP, "fillcolor": PAPER},
+            decreasing={"line_color": DOWN, "fillcolor": DOWN}, showlegend=False,
         )
-    )
-    tints = [UP if c >= o else DOWN for o, c in zip(shown["open"], shown["close"], strict=True)]
+    )  # fmt: skip
+    rising = shown["close"] >= shown["open"]
     figure.add_trace(
-        go.Bar(x=opens, y=shown["volume"], name="volume", marker_color=tints, opacity=0.6),
+        go.Bar(
+            x=opens, y=shown["volume"], name="volume", opacity=0.6, showlegend=False,
+            marker={"color": [PAPER if up else DOWN for up in rising],
+                    "line": {"color": [UP if up else DOWN for up in rising], "width": 1}},
+        ),
         row=2, col=1,
     )  # fmt: skip
     for name, tint in EMAS.items():
         values = picture.indicators[name][-bars:]
         figure.add_trace(go.Scatter(x=opens, y=values, name=name, line={"color": tint, "width": 1}))
     over = layers(picture, first_ms)
+    _page_boxes(figure, over, at)
+    for line in over.lines:
+        tint, middle = colour(line.side), (line.left + line.right) / 2
+        figure.add_trace(
+            go.Scatter(
+                x=[at(line.left), at(middle), at(line.right)], y=[line.price] * 3,
+                mode="lines+text", text=["", line.text, ""],
+                textposition="top center" if line.side > 0 else "bottom center",
+                textfont={"color": tint, "size": 12 if line.strong else 10},
+                line={"color": tint, "width": 2 if line.strong else 1,
+                      "dash": "solid" if line.strong else "dot"},
+                name=line.text, showlegend=False,
+                hovertemplate=f"{line.text} {_way(line.side)} %{{y}}<extra></extra>",
+            )
+        )  # fmt: skip
+    for name in sorted({point.name for point in over.points}):
+        group = [point for point in over.points if point.name == name]
+        words = name.replace("_", " ")
+        figure.add_trace(
+            go.Scatter(
+                x=[at(p.bar) for p in group], y=[p.price for p in group], mode="markers",
+                name=words,
+                marker={"color": [_tint(p) for p in group],
+                        "symbol": [_symbol(p) for p in group],
+                        "size": 10 if "swing" in name or "sweep" in name else 7,
+                        "line": {"color": [_tint(p) for p in group],
+                                 "width": 0 if "pivot" in name else 2}},
+                text=[f"{_way(p.side)}, known at {at(p.known):%m-%d %H:%M} UTC" for p in group],
+                hovertemplate=f"{words} %{{y}}<br>%{{text}}<extra></extra>",
+            )
+        )  # fmt: skip
+    figure.update_layout(
+        title=title(picture), template="plotly_white", xaxis_rangeslider_visible=False,
+        hovermode="closest", dragmode="pan", margin={"l": 20, "r": 80, "t": 60, "b": 40},
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
+    )  # fmt: skip
+    figure.update_yaxes(side="right", exponentformat="none")
+    figure.update_xaxes(range=[at(-1), at(len(shown) * 1.05)])
+    figure.update_xaxes(title={"text": "UTC", "standoff": 0}, row=2, col=1)
+    figure.write_html(path, include_plotlyjs=True, config={"scrollZoom": True})
+
+
+def _page_boxes(figure: Any, over: Layers, at: Callable[[float], datetime]) -> None:
+    """Zones, and the names of those that are open, at their right edge."""
+    from plotly import graph_objects as go
+
     for box in over.boxes:
         figure.add_shape(
             type="rect", x0=at(box.left), x1=at(box.right), y0=box.bottom, y1=box.top,
             fillcolor=colour(box.side), line_width=0, layer="below",
             opacity=SHADES[box.name] * (1.0 if box.open else 0.45),
         )  # fmt: skip
-    for line in over.lines:
-        figure.add_trace(
-            go.Scatter(
-                x=[at(line.left), at(line.right)], y=[line.price] * 2, mode="lines+text",
-                text=[line.text, ""], textposition="top right" if line.side > 0 else "bottom right",
-                line={"color": colour(line.side), "width": 2 if line.strong else 1,
-                      "dash": "solid" if line.strong else "dot"},
-                name=line.text, showlegend=False,
-                hovertemplate=f"{line.text} %{{y}}<extra></extra>",
-            )
-        )  # fmt: skip
-    for name in sorted({point.name for point in over.points}):
-        group = [point for point in over.points if point.name == name]
-        figure.add_trace(
-            go.Scatter(
-                x=[at(p.bar) for p in group], y=[p.price for p in group], mode="markers",
-                name=name.replace("_", " "),
-                marker={"color": [_tint(p) for p in group],
-                        "symbol": [_symbol(p) for p in group], "size": 8 if "swing" in name else 6},
-                text=[f"known at {at(p.known):%m-%d %H:%M}" for p in group],
-                hovertemplate=f"{name.replace('_', ' ')} %{{y}}<br>%{{text}}<extra></extra>",
-            )
-        )  # fmt: skip
-    figure.update_layout(
-        title=title(picture), template="plotly_white", xaxis_rangeslider_visible=False,
-        hovermode="closest", dragmode="pan", margin={"l": 20, "r": 60, "t": 50, "b": 30},
+    standing = [box for box in over.boxes if box.open]
+    figure.add_trace(
+        go.Scatter(
+            x=[at(box.right) for box in standing],
+            y=[(box.top + box.bottom) / 2 for box in standing], mode="text",
+            text=[f" {_label(box)}" for box in standing], textposition="middle right",
+            textfont={"color": [colour(box.side) for box in standing], "size": 10},
+            customdata=[[_way(box.side), box.bottom, box.top] for box in standing],
+            hovertemplate="%{text} %{customdata[0]}, "
+            "%{customdata[1]} to %{customdata[2]}<extra></extra>",
+            name="zones", showlegend=False,
+        )
     )  # fmt: skip
-    figure.update_yaxes(side="right")
-    figure.write_html(path, include_plotlyjs=True, config={"scrollZoom": True})
+
+
+def _label(box: Box) -> str:
+    return f"{NAMES[box.name]} {'▲' if box.side > 0 else '▼'}"
+
+
+def _way(side: int) -> str:
+    return "up" if side > 0 else "down"
 
 
 def _symbol(point: Point) -> str:

@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 from brain_bench import Bench, announced, lively_market, table
 from market_files import candle_files, read_candles, read_session, trade_sessions
+from naive import features as naive
 from talib_parity import as_trades, from_candles
 from test_brain_analysis import as_trades as candle_trades
 from test_brain_analysis import walk
 
+from brain import smc
 from brain.events import CLOSE_EVENT
 from brain.features import FAR, FEATURES, MOMENTUM_BARS, features
+from brain.indicators import OUTPUTS
+from brain.state import ASK, BID, LAST
 from brain.view import CandleView
 from records import TIMEFRAME_NAMES
 
@@ -67,6 +71,39 @@ def dead(values: np.ndarray) -> list[str]:
 
 def assert_bounded(values: np.ndarray) -> None:
     assert np.isfinite(values).all() and np.abs(values).max() <= FAR
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_kernel_says_what_its_slow_twin_says(seed: int) -> None:
+    def look(view: CandleView) -> list[tuple[dict, dict]]:
+        return [(features(view, side), naive.features(view, side)) for side in (1, -1)]
+
+    seen = at_closes(table(lively_market(seed, 1, 600)), look, timeframes=3)
+    assert len(seen) > 700
+    for one, other in (pair for each in seen for pair in each):
+        assert one == pytest.approx(other, abs=1.1e-6) and list(one) == list(other)
+
+
+def test_what_is_gathered_for_a_rule_is_what_the_state_holds() -> None:
+    """Indicators, structure and prices of the view against the arrays, read one by one."""
+
+    def look(view: CandleView) -> None:
+        a, s, t = view.arrays, view.row, TIMEFRAME_NAMES.index(view.timeframe)
+        bars, x = view.bars(), a.smc[s, t]
+        newest = [getattr(bars, name)[-1] for name in ("open", "high", "low", "close", "volume")]
+        assert newest == [view.open(), view.high(), view.low(), view.close(), view.volume()]
+        np.testing.assert_array_equal(view.indicators(), a.ind[s, t, : len(OUTPUTS)])
+        assert view.trend() == pytest.approx(naive.trend(view))
+        seen = view.structure()
+        assert (seen.bias, seen.swing_bias) == (x[smc.BIAS], x[smc.SWING + smc.BIAS])
+        assert type(seen.bias) is type(seen.sweep_pool) is int
+        np.testing.assert_array_equal(
+            [seen.swing_low, seen.position, seen.sweep_ms, seen.sweep_side, seen.week_low],
+            x[[smc.SWING + smc.P_LOW, smc.POSITION, smc.SWEEP_MS, smc.SWEEP_SIDE, smc.WEEK_LOW]],
+        )
+        assert [view.bid, view.ask, view.last] == a.px[s, [BID, ASK, LAST]].tolist()
+
+    assert len(at_closes(table(lively_market(4, 1, 300)), look, timeframes=3)) > 300
 
 
 def test_the_twelve_come_first_and_the_order_is_the_contract() -> None:

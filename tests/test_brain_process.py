@@ -80,7 +80,7 @@ def test_an_outcome_exists_once_and_only_of_a_pending_signal(redis_url: str, r) 
     publisher.put(put_signal(1))
     for name in ("s1", "s1", "s9"):
         publisher.put(desks.PutOutcome(name, {"id": name, "result": "win"}))
-    publisher.put(desks.PutDecision({"outcome": "signal"}))
+    publisher.put(desks.PutDecision(lambda: {"outcome": "signal"}))
     publisher.put(desks.PutJournal("hello"))
     assert publisher.close(10)
     assert [f["id"] for _, f in r.xrange(KEYS.outcomes)] == ["s1"]

@@ -25,7 +25,7 @@ from brain.signals import (
     judge,
     parse_model,
 )
-from brain.state import SUSPECT_UNTIL_NS, follows
+from brain.state import LAST_ID, SUSPECT_UNTIL_NS, follows
 from brain.view import CandleView
 
 MINUTE = 60_000
@@ -270,6 +270,56 @@ def test_a_degraded_or_suspect_symbol_gives_no_signal() -> None:
     suspect.feed(table(rows[half:]))
     refused = [d.fields["refused_by"] for d in suspect.of(desks.PutDecision)]
     assert "reference" in refused
+
+
+def test_a_decision_told_late_says_what_it_would_have_said_at_once() -> None:
+    recs = table(lively_market(5, 2, 200))
+    soon, late = Trading(2), Trading(2)
+    told = []
+
+    def decide(rows: np.ndarray) -> None:
+        for effect in desks.on_events(soon.desk, rows, lambda: 99):
+            if isinstance(effect, desks.PutDecision):
+                told.append(dict(effect.fields))
+
+    soon.bench.feed(recs, on_events=decide)
+    late.feed(recs)
+    assert told == [d.fields for d in late.of(desks.PutDecision)] and len(told) > 100
+
+
+def test_a_rule_sees_its_symbol_as_the_close_left_it_however_many_are_asked_together() -> None:
+    """Last price and newest id at the question, by close: with records one by one and in batches
+    that go on with other symbols while one waits."""
+    rows = [row for row in lively_market(8, 4, 120) if row[8] != rec.CLOCK]  # trades close the bars
+    recs, together = table(rows), [0]
+
+    def questions(batch: int) -> list[tuple]:
+        seen = []
+
+        @rule("look", timeframes=("1m", "5m"))
+        def look(view: CandleView, params: dict) -> None:
+            a = view.arrays
+            told = (
+                int(a.sym[view.row, LAST_ID]),
+                view.last,
+                view.bid,
+                a.forming[view.row].tolist(),
+            )
+            seen.append((view.symbol, view.timeframe, view.bar_ms, *map(str, told)))
+
+        trading = Trading(4, [as_rule(look)])
+
+        def decide(rows: np.ndarray) -> None:
+            before = len(seen)
+            trading.effects += desks.on_events(trading.desk, rows, lambda: 99)
+            together[0] = max(together[0], len({s for s, *_ in seen[before:]}))
+
+        trading.bench.feed(recs, batch, decide)
+        return seen
+
+    one_by_one = questions(1)
+    assert one_by_one == questions(8192) and len(one_by_one) > 400
+    assert together[0] > 1
 
 
 def test_every_candidate_leaves_one_decision_with_its_verdicts() -> None:

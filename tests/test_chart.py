@@ -107,8 +107,14 @@ def test_a_picture_is_drawn_as_png_and_as_a_page(tmp_path: Path) -> None:
     assert '<script src="http' not in text  # whole in itself
     told = re.search(r"Plotly\.newPlot\(\s*\"[^\"]+\",\s*(\[.*?\]),\s*\{", text, re.S)
     assert told is not None
-    names = {trace["name"] for trace in json.loads(told[1])}
-    assert {"candles", "volume", "ema21", "ema50", "internal pivot", "bos"} <= names
+    traces = {trace["name"]: trace for trace in json.loads(told[1])}
+    assert {"candles", "volume", "ema21", "ema50", "internal pivot", "bos"} <= traces.keys()
+    rising, falling = traces["candles"]["increasing"], traces["candles"]["decreasing"]
+    assert rising["fillcolor"] != falling["fillcolor"] == falling["line"]["color"]  # hollow, full
+    first_ms = int(made.candles["open_ms"][-120])
+    standing = [box for box in chart.layers(made, first_ms).boxes if box.open]
+    assert len(traces["zones"]["text"]) == len(standing) > 0
+    assert all(text[-1] in "▲▼" for text in traces["zones"]["text"])
 
 
 def test_the_candles_of_a_running_brain_are_drawn(

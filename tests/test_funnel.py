@@ -107,7 +107,7 @@ def test_a_users_refusal_is_counted_by_its_own_words_and_names_are_bounded() -> 
 @pytest.mark.parametrize("minute, counted", [(59, 1), (60, 0)])
 def test_the_last_hour_is_sixty_minutes_of_market(minute: int, counted: int) -> None:
     made = Funnel()
-    made.add(0, ["asked"])
+    made.add(0, "asked")
     assert made.told(minute * MINUTE)["hour"] == ({"asked": 1} if counted else {})
     assert made.told(minute * MINUTE)["total"] == {"asked": 1}
 

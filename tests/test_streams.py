@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import socket
 import threading
 from collections.abc import Awaitable, Callable
@@ -399,6 +401,14 @@ def test_a_lost_reply_is_an_error_and_never_a_second_entry(redis_url: str) -> No
     direct = streams.connect(redis_url)
     assert direct.xlen(KEYS.journal) == 1
     direct.close()
+
+
+@pytest.mark.parametrize("chars", [3, 16, 26, 32])
+def test_ids_are_base32_of_a_digest(chars: int) -> None:
+    for number in range(50):
+        digest = hashlib.blake2b(str(number).encode(), digest_size=20).digest()
+        told = base64.b32encode(digest).decode().lower()[:chars]
+        assert streams._base32(str(number), chars) == told
 
 
 def test_client_ids_fit_the_exchange_and_differ_by_leg_revision_and_prefix() -> None:
