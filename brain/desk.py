@@ -275,6 +275,9 @@ def _facts(desk: Desk, each: Rule, view: CandleView, what: What) -> Facts:
         cost=view.round_trip,
         already_open=(view.symbol, each.name, view.timeframe) in desk.slots,
         atr=view.indicators().atr,
+        bid=view.bid,
+        ask=view.ask,
+        quote_ns=what.quote_ns,
     )
 
 

@@ -88,6 +88,9 @@ class Facts(NamedTuple):
     cost: float  # of a round trip, in price
     already_open: bool
     atr: float = math.nan  # of the timeframe, in price; unknown while it warms up
+    bid: float = math.nan  # as quoted at market time quote_ns
+    ask: float = math.nan
+    quote_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +213,9 @@ def _signal(
     }
     if facts.atr > 0.0:
         fields["atr"] = _text(facts.atr)
+    if facts.bid > 0.0 and facts.ask > 0.0:  # risk need not ask the exchange for them
+        fields["bid"], fields["ask"] = _text(facts.bid), _text(facts.ask)
+        fields["quote_ns"] = str(facts.quote_ns)
     return Signal(
         id=made,
         key=signal_key(made),

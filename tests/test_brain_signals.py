@@ -154,6 +154,10 @@ def test_rules_fire_regularly_on_a_driftless_market_and_each_of_them_does() -> N
     assert {s.fields["rule"] for s in signals} == {r.name for r in trading.desk.rules}
     assert {s.fields["timeframe"] for s in signals} >= {"1m", "5m"}
     assert all(float(s.fields["atr"]) > 0.0 for s in signals)
+    for fields in (s.fields for s in signals):  # risk takes the quote that the rule saw
+        assert 0.0 < float(fields["bid"]) <= float(fields["ask"])
+        assert 0 < int(fields["quote_ns"]) <= int(fields["exch_ns"])
+        assert fields["price"] == fields["ask" if fields["side"] == "buy" else "bid"]
     assert len({s.id for s in signals}) == len(signals)
     outcomes = trading.of(desks.PutOutcome)
     assert len(outcomes) + len(trading.desk.open) == len(signals)
