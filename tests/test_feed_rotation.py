@@ -20,7 +20,7 @@ from feed import session as sessions
 from feed.link import Link
 from records import DROP, GAP, SYMBOL, TRADE
 
-SOON = replace(FAST, replace_s=0.3)
+SOON = replace(FAST, replace_s=0.3, silent_s=5.0)  # a machine that stands still is no silence
 LATER = replace(FAST, replace_s=10_000.0, ack_s_max=30.0)
 
 

@@ -7,6 +7,7 @@ reason, so that together they are all of them.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal as D
 from pathlib import Path
@@ -109,6 +110,9 @@ class Bench:
         AsyncClient.WS_FUTURES_URL = f"{self.venue.ws}/ws-fapi/v1"
         BinanceSocketManager.FSTREAM_URL = f"{self.venue.ws}/"
         self.client = self.run(AsyncClient.create("test", "test"))
+        trades = f"/fapi/v1/trades?symbol={SYMBOL}&limit=3"
+        while len(self.venue.get(trades)) < 3:  # a market that has just begun
+            time.sleep(0.05)
 
     def run(self, work: Any) -> Any:
         return self.loop.run_until_complete(asyncio.wait_for(work, 60))
