@@ -23,7 +23,7 @@ EVERY_CLOSE: Final = -1  # a stop mask: ask at every close, whatever its structu
     W_SYMBOL, W_TIMEFRAME, W_BAR_MS, W_KNOWN_NS, W_RECV_NS, W_EMIT, W_FLAGS,
     W_STOP,  # a candle closed on which a rule must be asked
     W_PARTIAL,  # rows ran out within a record: what it closes is not all closed yet
-    W_CALL,  # number of the call: such a symbol is marked by it
+    W_NEXT,  # sequence behind the record: a symbol that waits for a rule is marked by it
 ) = range(10)  # fmt: skip
 WHERE: Final = 10
 
@@ -72,7 +72,7 @@ def close_bar(
     ev[row].d, ev[row].e, ev[row].f = bar[3], bar[4], bar[5]
     if stop_masks[t] == EVERY_CLOSE or where[W_FLAGS] & stop_masks[t] != 0:
         where[W_STOP] = ev[row].code = 1
-        a.sym[s, WAITS] = where[W_CALL]
+        a.sym[s, WAITS] = where[W_NEXT]
     stats[N_CLOSES] += 1
     return n
 

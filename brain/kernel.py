@@ -40,8 +40,8 @@ from brain.closing import (
     N_RECORDS,
     N_SKIPPED,
     N_TRADES,
-    W_CALL,
     W_KNOWN_NS,
+    W_NEXT,
     W_PARTIAL,
     W_RECV_NS,
     W_STOP,
@@ -343,9 +343,8 @@ def consume(
     head = load_acquire(words, HEAD)
     end, begin, n, mask = min(head, seq + limit), seq, int(np.int64(0)), len(slots) - 1
     if where[W_PARTIAL] == 0:  # else this call goes on with the last one's record
-        where[W_CALL] += 1
         where[W_STOP] = 0
-    stopped, call, where[W_PARTIAL] = False, where[W_CALL], 0
+    stopped, where[W_PARTIAL] = False, 0
     sym, px, forming_at, forming, control = a.sym, a.px, a.forming_at, a.forming, a.control
     while seq < end:
         slot = seq & mask
@@ -355,7 +354,7 @@ def consume(
         if where[W_STOP] != 0 and seq > begin:
             if not stopped:
                 stopped, end = True, min(end, seq + TOGETHER)
-            if not known or (kind != QUOTE and kind != TRADE) or sym[s, WAITS] == call:
+            if not known or (kind != QUOTE and kind != TRADE) or sym[s, WAITS] > begin:
                 break
         store_release(words, WRITING, s + 1 if known or kind == SYMBOL else 0)
         keep_order()
@@ -367,7 +366,7 @@ def consume(
             done = False
         elif kind == CLOCK or known or (kind == SYMBOL and s < len(sym)):
             where[W_KNOWN_NS], where[W_RECV_NS] = r.exch_ns, r.recv_ns
-            rows = n
+            where[W_NEXT], rows = seq + 1, n
             n, done = _record(a, words, slots, raw, slot, s, ev, n, where, stop_masks, stats)
             where[W_PARTIAL] = not done and n > rows
         else:

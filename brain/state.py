@@ -85,7 +85,7 @@ MAGIC: Final = 0x4E49_4152_4241  # "ABRAIN"
     NEXT_DEADLINE_MS,  # earliest time-out of the symbol's open signals
     LATE,
     BROKEN,  # 1 from a jump of the id, or a death while it was written, to its next announcement
-    WAITS,  # number of the kernel call in which it closed a candle that a rule must be asked about
+    WAITS,  # sequence behind the record that closed a candle on which a rule must be asked
 ) = range(19)
 # px
 LAST, BID, BID_QTY, ASK, ASK_QTY, MARK_PRICE, INDEX_PRICE, FUNDING, LEVEL_ABOVE, LEVEL_BELOW = (

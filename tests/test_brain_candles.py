@@ -30,6 +30,7 @@ from brain.state import (
     DEGRADED,
     KERNEL_FILES,
     LAST_ID,
+    WAITS,
     candles,
     code_hash,
     open_state,
@@ -92,6 +93,8 @@ def test_the_cut_into_batches_changes_nothing(batch: int) -> None:
     cut.feed(recs, batch)
     assert {e[14] for e in cut.events if e[13] == CLOSE_EVENT} == {int(batch == 7)}  # asked for
     assert unasked(whole.events) == unasked(cut.events)
+    assert bool(cut.state.arrays.sym[0, WAITS]) == (batch == 7)
+    cut.state.arrays.sym[0, WAITS] = 0  # it belongs to the asking
     for one, other in zip(whole.state.arrays[1:], cut.state.arrays[1:], strict=True):
         np.testing.assert_array_equal(one, other)
 
