@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from decimal import Decimal
 from typing import Any
-
-from msgspec.structs import asdict
 
 from risk.gate import Limits
 

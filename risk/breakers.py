@@ -10,11 +10,11 @@ it is too high. All of it is the `breakers` hash and survives restarts.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Final
 
-from msgspec import Struct, field
-from msgspec.structs import replace
+from msgspec import Struct
 
 from risk.gate import Limits
 from risk.instruments import ZERO, decimal, plain
@@ -45,7 +45,8 @@ class Facts(Struct, frozen=True):
     errors: int  # of the last ERRORS_MS
 
 
-class Tally(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Tally:
     """What breakers remember. `tripped`: name -> the sentence that was true when it tripped."""
 
     day: int = NO_DAY  # since 1970

@@ -9,6 +9,7 @@ allow what another refused. Exits never come here: nothing may trap a position.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
@@ -30,7 +31,8 @@ BPS: Final = Decimal(10_000)
 _SEAL: Final = object()
 
 
-class Limits(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Limits:
     """The settings that the gate and the step core read; config's names."""
 
     signal_age_ms: float = 15_000
@@ -91,7 +93,8 @@ class Held(Struct, frozen=True):
     foreign: bool = False
 
 
-class Case(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Case:
     """One signal and everything that decides about it."""
 
     signal: Signal

@@ -7,9 +7,8 @@ restart must not forget it, and told again when it is over. None of it touches w
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Final
-
-from msgspec.structs import replace
 
 from risk import breakers, journal
 from risk.breakers import QUARANTINED

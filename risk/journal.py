@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from decimal import Decimal
 from typing import Any, Final
-
-from msgspec.structs import asdict
 
 from risk import orders, portfolio
 from risk.events import Now, Op

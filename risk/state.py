@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, MutableMapping, ValuesView
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Final, TypeVar
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from risk import breakers
 from risk.breakers import ERRORS_KEPT_MAX, ERRORS_MS, Facts, Tally

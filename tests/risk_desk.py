@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
+
+from msgspec import structs
 
 from risk.events import (
     Cancel,
@@ -35,6 +38,12 @@ from streams import Keys, prefix3
 
 KEYS = Keys("sim", "main")
 MARKET_MS = 1_795_000_000_000
+
+
+def replace(made: Any, **changes: object) -> Any:
+    """Of a record of either kind."""
+    kind = dataclasses if dataclasses.is_dataclass(made) else structs
+    return kind.replace(made, **changes)
 
 
 def instrument(symbol: str = "BTCUSDT") -> Instrument:

@@ -155,7 +155,6 @@ def test_the_kernel_allocates_nothing() -> None:
     after, native_after = tracemalloc.take_snapshot(), rtsys.get_allocation_stats()
     tracemalloc.stop()
     grown = sum(d.size_diff for d in after.compare_to(before, "filename"))
-    handed = 7 + len(bench.state.arrays)  # numba wraps each array that a call is given, no more
-    assert native_after.alloc - native.alloc == native_after.free - native.free == calls * handed
+    assert calls > 100 and native_after == native  # its kernels are compiled without an allocator
     assert bench.count("closes") > 900
     assert grown < 16_384 < len(recs)  # this test's own numbers; nothing per record

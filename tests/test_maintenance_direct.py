@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from test_risk_system import KEYS, Rig, rig, venue_positions  # noqa: F401 - a fixture
 
 import config

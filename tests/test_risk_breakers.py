@@ -6,7 +6,6 @@ import json
 from decimal import Decimal
 
 import pytest
-from msgspec.structs import replace
 from risk_desk import KEYS, MARKET_MS, Desk, decisions, ops, sends
 
 from risk import breakers
@@ -36,6 +35,7 @@ from risk.events import CommandRead, Effect, Note, Refused, Throttled, Unknown
 from risk.gate import Limits
 from risk.guard import EXPECTED
 from risk.portfolio import Money
+from tests.risk_desk import replace
 
 DAY = MARKET_MS // DAY_MS
 D = Decimal

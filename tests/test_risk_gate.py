@@ -6,7 +6,6 @@ from collections.abc import Callable
 from decimal import Decimal
 
 import pytest
-from msgspec.structs import replace
 from risk_desk import MARKET_MS, instrument, signal_fields
 
 from risk.events import Now
@@ -46,6 +45,7 @@ from risk.gate import (
 from risk.instruments import Bracket, parse_instrument, plain
 from risk.orders import ENTRY_LEG, Order, entry_request
 from risk.signals import Signal, parse_signal
+from tests.risk_desk import replace
 
 Check = Callable[[Case, Plan], object]
 

@@ -6,10 +6,10 @@ of them is tests/gate_mutations.py.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from decimal import Decimal
 
 import pytest
-from msgspec.structs import fields, replace
 from risk_desk import MARKET_MS, instrument
 from test_risk_gate import a_case, a_plan, a_signal, held, ok
 
@@ -57,6 +57,7 @@ from risk.instruments import (
     parse_instruments,
     plain,
 )
+from tests.risk_desk import replace
 
 D = Decimal
 NOTHING = Limits(exposure_max=D(1_000), leverage_max=1_000)

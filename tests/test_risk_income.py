@@ -7,7 +7,6 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 from redis_writes import commit
 from risk_desk import KEYS, MARKET_MS, Desk, ops
 from test_risk_reconcile import snapshot
@@ -20,6 +19,7 @@ from risk.rebuild import rebuild
 from risk.recovery import START
 from risk.state import State
 from risk.step import step
+from tests.risk_desk import replace
 
 D = Decimal
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from msgspec.structs import replace
 from redis_writes import commit
 from risk_desk import KEYS, Desk, sends
 
@@ -15,6 +14,7 @@ from risk.events import Done, Op
 from risk.orders import Order, query_request
 from risk.rebuild import rebuild
 from risk.state import State
+from tests.risk_desk import replace
 
 
 def written(desk: Desk, ended: str, revisions: int) -> list[Order]:

@@ -6,7 +6,6 @@ import random
 from decimal import Decimal
 
 import pytest
-from msgspec.structs import replace
 from risk_desk import KEYS, MARKET_MS, Desk, cancels, queries, sends
 
 from risk import orders as order_fields
@@ -27,6 +26,7 @@ from risk.reconcile import (
 )
 from risk.recovery import START
 from streams import client_id, prefix3
+from tests.risk_desk import replace
 
 P3 = prefix3(KEYS)
 PREFIX = f"ag{P3}"

@@ -8,7 +8,6 @@ import random
 from decimal import Decimal
 
 import pytest
-from msgspec.structs import replace
 from redis_writes import commit
 from risk_desk import KEYS, NOT_FOUND, Desk, decisions, ops, queries, sends
 
@@ -18,6 +17,7 @@ from risk.gate import Limits, Quote
 from risk.rebuild import rebuild
 from risk.rotation import COOL_DOWN_MS, HYSTERESIS
 from risk.state import State, pending_entries
+from tests.risk_desk import replace
 
 FULL = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
 
@@ -86,6 +86,19 @@ def test_the_last_cent_decides_about_profit(fees: str, rotates: bool) -> None:
     left -= Decimal("1004.9") * position.qty * desk.limits.taker_fee
     desk.state.positions["SOLUSDT"] = replace(position, fees=left - Decimal(fees))
     assert bool(sends(challenge(desk), "exit")) is rotates  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("quoted", "told"), [(True, "0"), (False, "unknown")])
+def test_a_refused_rotation_tells_the_profit_that_it_saw(quoted: bool, told: str) -> None:
+    desk = full_desk()
+    position = desk.state.positions["SOLUSDT"]
+    left = (Decimal("1004.9") - position.entry) * position.qty
+    left -= Decimal("1004.9") * position.qty * desk.limits.taker_fee
+    desk.state.positions["SOLUSDT"] = replace(position, fees=left)
+    if not quoted:
+        del desk.state.quotes["SOLUSDT"]
+    (row,) = decisions(challenge(desk))  # type: ignore[arg-type]
+    assert json.loads(row["verdicts"])[-1]["profit_after_fees"] == told
 
 
 @pytest.mark.parametrize("leaving", [{"exit_order": "x"}, {"exit_reason": "maximum hold"}])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
-from msgspec.structs import replace
 from risk_desk import (
     KEYS,
     NOT_FOUND,
@@ -35,6 +34,7 @@ from risk.events import (
 )
 from risk.gate import Limits
 from risk.state import WAITING_MAX, settled
+from tests.risk_desk import replace
 
 
 def test_a_signal_becomes_one_limit_ioc_entry_with_all_legs_written_first() -> None:
