@@ -7,6 +7,7 @@ the rest as it is. What it replaces must be there: a guard that moved ends the p
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 import zlib
 from collections.abc import Callable
@@ -140,7 +141,7 @@ def _no_dedupe(replace: Replace) -> None:
     def commit(old: Callable[..., Any]) -> Any:
         async def without_once(r: Any, keys: streams.Keys, **more: Any) -> Any:
             more["writes"] = [
-                changed(
+                dataclasses.replace(
                     write,
                     ops=tuple(
                         ("xadd", *op[1:3]) if op[0] == "xadd_once" else op for op in write.ops
