@@ -28,7 +28,7 @@ from venue.orders import (
 from venue.symbols import FEE_TIERS
 
 TINY = D("0.00000001")
-CLOSED = ("FILLED", "CANCELED", "EXPIRED", "REJECTED", "FINISHED")
+CLOSED = ("FILLED", "CANCELED", "EXPIRED", "EXPIRED_IN_MATCH", "REJECTED", "FINISHED")
 
 
 def eight(value: D) -> D:
