@@ -382,7 +382,8 @@ class Scout:
         assert row in self.known
         if count == 0:
             self.doubtful.add(row)
-            assert first <= self.last[row] + 1
+            told = self.last[row]  # 0: nothing yet, its history may end at any id
+            assert told == 0 or first <= told + 1
             return
         ids = range(first, first + count)
         assert all(n in self.market.times[row] for n in ids), "lost what never was"

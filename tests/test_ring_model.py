@@ -32,7 +32,7 @@ from hypothesis.stateful import (
 from ring_world import BOUND_MS, Market, Rest, Scout, Writer, settling
 
 import ring as rings
-from feed import lane
+from feed import heal, lane
 
 SEED = int(os.environ.get("RING_MODEL_SEED", random.SystemRandom().randrange(1 << 30)))
 BUDGET_S = float(os.environ.get("RING_MODEL_S", "8"))
@@ -307,3 +307,19 @@ def test_ring_writer_and_reader_survive_any_order_of_steps(
         seed += 1
         if time.monotonic() >= end_s:
             return
+
+
+@pytest.mark.parametrize(("told", "first", "right"), [(0, 216, True), (5, 6, True), (5, 7, False)])
+def test_a_doubt_follows_what_was_told_or_a_history_that_may_end_at_any_id(
+    told: int, first: int, right: bool
+) -> None:
+    scout = Scout(Market(1))
+    scout.known.add(0)
+    scout.last[0] = told
+    doubt = heal.gap(0, first, 0, 0, 0, 1)[0]
+    if right:
+        scout._on_gap(0, doubt)
+        assert scout.doubtful == {0}
+        return
+    with pytest.raises(AssertionError):
+        scout._on_gap(0, doubt)
