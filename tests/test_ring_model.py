@@ -73,26 +73,31 @@ class RingModel(RuleBasedStateMachine):
 
     def frames(self, events: list[tuple[str, int]]) -> list[bytes]:
         """What of these events arrives, if a socket is up."""
-        made = []
+        made, told_ms = [], 0  # market time of the newest one before
         for what, row in events:
             if what == "again":
                 if self.market.times[row]:
-                    made.append(self.deliver(row, self.market.newest[row]))
-            elif what == "quote":
+                    made.append(self.deliver(row, self.market.newest[row], told_ms))
+                continue
+            if what == "quote":
                 made.append(self.market.quote_frame(row))
             elif what == "mark":
                 made.append(self.market.mark_frame(row))
             else:
                 number = self.market.trade(row, bad=what == "refused")
-                if what != "unheard":
-                    made.append(self.deliver(row, number))
+                if what == "unheard":
+                    continue
+                made.append(self.deliver(row, number, told_ms))
+            told_ms = self.market.now_ms
         return made
 
-    def deliver(self, row: int, number: int) -> bytes:
-        """A print's frame; the firewall may find it out of time after a silence."""
+    def deliver(self, row: int, number: int, told_ms: int) -> bytes:
+        """A print's frame; the firewall may find it out of time after a silence, by the newest
+        time that it knows or by that of a frame before."""
         if self.writer is not None:
-            newest_ms = int(self.writer.lane.control[lane.NEWEST_MS])
-            if abs(self.market.times[row][number] - newest_ms) > BOUND_MS:
+            known_ms = int(self.writer.lane.control[lane.NEWEST_MS])
+            time_ms = self.market.times[row][number]
+            if any(abs(time_ms - ms) > BOUND_MS for ms in (known_ms, max(known_ms, told_ms))):
                 self.market.untimely.add((row, number))
         return self.market.trade_frame(row, number)
 
@@ -307,6 +312,18 @@ def test_ring_writer_and_reader_survive_any_order_of_steps(
         seed += 1
         if time.monotonic() >= end_s:
             return
+
+
+def test_a_print_may_be_too_old_by_a_frame_of_its_own_receipt() -> None:
+    model = RingModel()
+    model.begin(slots=16, warm=True)
+    model.market_moves([("unheard", 0)])
+    model.weather_changes(down=False, behind=0, silent=True)
+    model.writer_dies("connects")
+    model.market_moves([("trade", 1)] * 2 + [("again", 0)])
+    assert model.market.untimely == {(0, model.market.newest[0])}
+    model.every_tick_is_counted_once()
+    model.teardown()
 
 
 @pytest.mark.parametrize(("told", "first", "right"), [(0, 216, True), (5, 6, True), (5, 7, False)])
