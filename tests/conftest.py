@@ -70,6 +70,15 @@ def redis_url(redis_server: str) -> str:
     return f"{redis_server}/0"
 
 
+@pytest.fixture(autouse=True)
+def brains() -> Iterator[None]:
+    """A brain that a failed test left would write into the Redis of every later one."""
+    from live_brain import end_all
+
+    yield
+    end_all()
+
+
 @pytest.fixture(scope="session")
 def market_data() -> Path:
     """The folder of real captures; they are input for tests and no part of the project."""

@@ -7,15 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import redis
 from brain_bench import START_MS, Bench, announced, lively_market, table, trade
+from live_brain import ROOT, Feed, brain_command, start_brain, until
 
-import barrier
 import records as rec
 import ring as rings
 import streams
@@ -36,7 +35,6 @@ from brain.state import (
     state_path,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
 KEYS = streams.Keys("sim")
 DEAD_URL = "redis://127.0.0.1:1/0"
 
@@ -44,14 +42,6 @@ DEAD_URL = "redis://127.0.0.1:1/0"
 def put_signal(number: int, shadow: bool = False, expires_ms: int = 1_000) -> desks.PutSignal:
     fields = {"id": f"s{number}", "exch_ns": "5000000", "symbol": "AUSDT"}
     return desks.PutSignal(f"s{number}", shadow, expires_ms, fields, json.dumps({"n": number}))
-
-
-def until(condition: object, what: str, limit_s: float = 20.0) -> None:
-    for _ in range(int(limit_s * 100)):
-        if condition():  # type: ignore[operator]
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"never: {what}")
 
 
 @pytest.fixture
@@ -159,28 +149,6 @@ def ring(tmp_path: Path) -> rings.Ring:
     return rings.create(tmp_path / "lane.ring", 1 << 16, 4, "world")
 
 
-class Feed:
-    """The feed's side of a ring."""
-
-    def __init__(self, ring: rings.Ring):
-        self.ring = ring
-        self.cursor = np.array([ring.words[rings.HEAD], ring.words[rings.TAIL]], np.int64)
-
-    def write(self, recs: np.ndarray) -> None:
-        """Publish in pieces of a minute of market, waiting for the brain after each."""
-        pieces = np.flatnonzero(np.diff(recs["exch_ns"] // 60_000_000_000)) + 1
-        for piece in np.split(recs, pieces):
-            at = (int(self.cursor[0]) + np.arange(len(piece))) & self.ring.mask
-            self.ring.slots[at] = piece
-            self.cursor[0] += len(piece)
-            barrier.publish(self.ring.words, self.cursor)
-            until(lambda: self.consumed(), "the brain consumes")
-            time.sleep(0.004)  # its publisher has the same market minute for it
-
-    def consumed(self) -> bool:
-        return bool(self.ring.words[rings.TAIL] == self.cursor[0])
-
-
 def test_a_crash_while_writing_asks_for_exactly_that_symbol(ring: rings.Ring) -> None:
     state = memory_state(4)
     state = type(state)(state.path, state.arrays, fresh=False)
@@ -274,26 +242,6 @@ def test_snapshots_are_asked_one_at_a_time_and_not_too_often(ring: rings.Ring) -
     assert (ring.words[rings.SNAPSHOT_SEQ], ring.words[rings.SNAPSHOT_SYMBOL]) == (2, -1)
 
 
-def brain_command(ring: rings.Ring, redis_url: str) -> tuple[list[str], dict[str, str]]:
-    argv = [sys.executable, "-m", "brain.main", "--ring", str(ring.path)]
-    argv += ["--world", "world", "--node", "n1"]
-    return argv, {**os.environ, "REDIS_URL": redis_url, "AEGIS_MODE": "sim"}
-
-
-def start_brain(ring: rings.Ring, redis_url: str) -> subprocess.Popen[bytes]:
-    argv, environ = brain_command(ring, redis_url)
-    brain = subprocess.Popen(argv, cwd=ROOT, env=environ)
-    generation = ring.words[rings.GENERATION]
-    ready = lambda: ring.words[rings.BRAIN_READY] == generation or brain.poll()  # noqa: E731
-    until(ready, "ready", 240.0)  # it may have to compile its kernels
-    assert brain.poll() is None
-    return brain
-
-
-def counter(ring: rings.Ring, name: str) -> int:
-    return int(ring.brain_stats[rings.BRAIN_COUNTERS.index(name)])
-
-
 def test_the_process_turns_a_ring_into_signals_and_survives_its_death(ring, redis_url, r) -> None:
     recs = table(lively_market(3, 2, 160))
     half = int(np.flatnonzero(recs["exch_ns"] > recs["exch_ns"][len(recs) // 2])[0])
@@ -302,7 +250,6 @@ def test_the_process_turns_a_ring_into_signals_and_survives_its_death(ring, redi
     until(lambda: r.xlen(KEYS.signals) > 0, "signals")
     brain.kill()
     brain.wait()
-    ring.words[rings.BRAIN_READY] = 0
     again = start_brain(ring, redis_url)
     feed.write(recs[half:])
     until(lambda: r.xlen(KEYS.outcomes) > 5 and r.xlen(KEYS.signals) > 10, "outcomes, signals")
@@ -332,7 +279,6 @@ def test_a_process_without_its_state_asks_the_feed_for_everything(ring, redis_ur
     brain.kill()
     brain.wait()
     state_path(ring.path).unlink()
-    ring.words[rings.BRAIN_READY] = 0
     again = start_brain(ring, redis_url)
     until(lambda: ring.words[rings.SNAPSHOT_SEQ] == 1, "a snapshot is asked for")
     assert ring.words[rings.SNAPSHOT_SYMBOL] == -1

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import redis
 from brain_bench import START_MS, announced, lively_market, table
-from test_brain_process import Feed, start_brain, until
+from live_brain import Feed, start_brain, until
 from test_brain_signals import TERMS, Trading
 
 import ring as rings

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import redis
 from brain_bench import lively_market, table
-from test_brain_process import ROOT, Feed, brain_command, until
+from live_brain import ROOT, Feed, start_brain, until
 from test_brain_signals import Trading
 
 import barrier
@@ -75,10 +74,8 @@ def r(redis_url: str) -> redis.Redis:
 class World:
     """A market, a rule of a user in a module of its own, and the brain's lives."""
 
-    lives: list[subprocess.Popen[bytes]]
-
     def __init__(self, name: str, ring: rings.Ring, redis_url: str, folder: Path) -> None:
-        self.ring, self.redis_url, self.folder, self.lives = ring, redis_url, folder, []
+        self.ring, self.redis_url, self.folder = ring, redis_url, folder
         self.name = name
         self.recs = table(lively_market(3, 2, 160))
         self.half = len(self.recs) // 2
@@ -88,30 +85,16 @@ class World:
         self.rules = f"hang_{name}.{name}"
 
     def start(self) -> subprocess.Popen[bytes]:
-        argv, environ = brain_command(self.ring, self.redis_url)
-        environ |= {
-            "AEGIS_RULES": self.rules, "AEGIS_RULE_LIMIT_MS": str(LIMIT_MS),
-            "AEGIS_RECORD": str(self.folder / "recorded"),
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(self.folder)]),
-        }  # fmt: skip
-        self.ring.words[rings.BRAIN_READY] = 0
-        brain = subprocess.Popen(argv, cwd=ROOT, env=environ)
-        self.lives.append(brain)
-        generation = self.ring.words[rings.GENERATION]
-        ready = lambda: self.ring.words[rings.BRAIN_READY] == generation or brain.poll()  # noqa: E731
-        until(ready, "ready", 240.0)
-        assert brain.poll() is None
-        return brain
+        return start_brain(
+            self.ring, self.redis_url, AEGIS_RULES=self.rules, AEGIS_RULE_LIMIT_MS=str(LIMIT_MS),
+            AEGIS_RECORD=str(self.folder / "recorded"),
+            PYTHONPATH=os.pathsep.join([str(ROOT), str(self.folder)]),
+        )  # fmt: skip
 
 
 @pytest.fixture
-def world(request: Any, ring: rings.Ring, redis_url: str, tmp_path: Path) -> Iterator[World]:
-    made = World(request.param, ring, redis_url, tmp_path)
-    yield made
-    for each in made.lives:
-        if each.poll() is None:
-            each.kill()
-            each.wait()
+def world(request: Any, ring: rings.Ring, redis_url: str, tmp_path: Path) -> World:
+    return World(request.param, ring, redis_url, tmp_path)
 
 
 def journal(r: redis.Redis) -> list[str]:
