@@ -20,8 +20,10 @@ from feed import session as sessions
 from feed.link import Link
 from records import DROP, GAP, SYMBOL, TRADE
 
-SOON = replace(FAST, replace_s=0.3, silent_s=5.0)  # a machine that stands still is no silence
-LATER = replace(FAST, replace_s=10_000.0, ack_s_max=30.0)
+# Limits that a machine which stands still for seconds does not reach.
+STILL = replace(FAST, silent_s=8.0, connect_s_max=8.0, ack_s_max=8.0, overlap_s_max=8.0)
+SOON = replace(STILL, replace_s=0.3)
+LATER = replace(STILL, replace_s=10_000.0, ack_s_max=30.0)
 
 
 def market_link(desk: Desk) -> Link:
