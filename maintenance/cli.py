@@ -106,14 +106,9 @@ def _venue(rest: list[str]) -> int:
     return single.run("venue", "venue.main", rest)
 
 
-def _test(rest: list[str]) -> int:
-    import os
-
-    os.chdir(launch.ROOT)
-    os.execv(sys.executable, [sys.executable, "-m", "pytest", *rest])  # noqa: S606
-
-
-def _bench(rest: list[str]) -> int:
+def _warm_module(module: str, rest: list[str]) -> int:
+    """Becomes a module of the checkout; kernels are compiled before it, on all cores, and shared
+    with every process that it starts."""
     import os
 
     from maintenance import warm
@@ -122,7 +117,15 @@ def _bench(rest: list[str]) -> int:
     warm.ensure(state_dir)
     os.environ[warm.CACHE_ENV] = str(warm.numba_cache_dir(state_dir))
     os.chdir(launch.ROOT)
-    os.execv(sys.executable, [sys.executable, "-m", "benchmarks.main", *rest])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-m", module, *rest])  # noqa: S606
+
+
+def _test(rest: list[str]) -> int:
+    return _warm_module("pytest", rest)
+
+
+def _bench(rest: list[str]) -> int:
+    return _warm_module("benchmarks.main", rest)
 
 
 _PASSED_ON: Final = {

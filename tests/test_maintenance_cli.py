@@ -17,7 +17,8 @@ import redis
 
 import config
 import streams
-from maintenance import launch, redis_cli, redis_server, running, up
+from maintenance import cli as front
+from maintenance import launch, redis_cli, redis_server, running, up, warm
 from maintenance.cli import build
 from maintenance.policy import ChildSpec
 from maintenance.supervisor import Supervisor
@@ -157,6 +158,26 @@ def test_a_second_up_on_one_state_folder_is_refused(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
     left = {path.name for path in (tmp_path / "s").iterdir()}
     assert left == {running.LOCK_FILE, running.MARKER}
+
+
+@pytest.mark.parametrize(("word", "module"), [("test", "pytest"), ("bench", "benchmarks.main")])
+def test_the_suite_and_the_benchmarks_share_kernels_that_were_compiled_before_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, word: str, module: str
+) -> None:
+    done: list[Any] = []
+    monkeypatch.setenv("AEGIS_STATE_DIR", str(tmp_path))
+    monkeypatch.setenv(warm.CACHE_ENV, str(tmp_path / "kernels"))
+    monkeypatch.setattr(warm, "ensure", lambda state: done.append(state))
+    monkeypatch.setattr(os, "chdir", lambda folder: done.append(folder))
+    monkeypatch.setattr(os, "execv", lambda _, argv: done.append((argv, dict(os.environ))))
+    front._PASSED_ON[word](["-k", "x"])
+    state, folder, (argv, environ) = done
+    assert (state, folder) == (str(tmp_path), ROOT)
+    assert argv == [sys.executable, "-m", module, "-k", "x"]
+    assert environ[warm.CACHE_ENV] == str(tmp_path / "kernels")
+    monkeypatch.delenv(warm.CACHE_ENV)
+    front._PASSED_ON[word]([])
+    assert done[-1][1][warm.CACHE_ENV] == str(warm.numba_cache_dir(str(tmp_path)))
 
 
 @pytest.mark.parametrize("words", [["up"], ["up", "--keep"]])
