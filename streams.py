@@ -261,6 +261,15 @@ def publish(r: redis.Redis, key: str, fields: Fields) -> str:
     return str(r.xadd(key, dict(fields), maxlen=bound, approximate=True))  # type: ignore[arg-type]
 
 
+def undelivered(r: redis.Redis, key: str, group: Mapping[str, Any]) -> int | None:
+    """Entries of a stream that a group, as XINFO GROUPS tells it, was not given yet. None: some, but
+    Redis cannot tell how many (it trimmed in between). Its `lag` stays wrong after a roll-back."""
+    if not r.xrange(key, f"({group['last-delivered-id']}", "+", 1):
+        return 0
+    lag = group.get("lag")
+    return None if lag is None else max(1, int(lag))
+
+
 async def publish_async(r: redis.asyncio.Redis, key: str, fields: Fields) -> str:
     """As publish, for asyncio."""
     bound = _ENTRIES_MAX[_stream_of(key)]

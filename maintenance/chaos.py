@@ -132,9 +132,8 @@ def waiting(rig: Rig) -> int:
             groups = rig.r.xinfo_groups(key)
         except redis.exceptions.ResponseError:  # deleted: risk makes it again
             return 1
-        for group in groups:  # its `lag` may be wrong for good after a roll-back
-            unread = rig.r.xrange(key, f"({group['last-delivered-id']}", "+", 1)
-            found += int(group["pending"]) + len(unread)
+        for group in groups:
+            found += int(group["pending"]) + (streams.undelivered(rig.r, key, group) != 0)
     open_ids: set[str] = rig.r.smembers(rig.keys.orders_open)  # a signal turns into them
     return found + sum(audit.leg_of(name) == "e" for name in open_ids)
 

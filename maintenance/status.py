@@ -110,12 +110,12 @@ def _positions(r: Client, keys: streams.Keys) -> list[dict[str, Any]]:
 
 
 def _stream(r: Client, key: str) -> dict[str, Any]:
-    """Length, and over all groups what is undelivered (lag) and unacknowledged (pending)."""
+    """Length, and over all groups what is undelivered (`lag`) and unacknowledged (`pending`)."""
     groups: Any = r.xinfo_groups(key) if r.exists(key) else []
-    lags = [group.get("lag") for group in groups]
+    lags = [streams.undelivered(r, key, group) for group in groups]
     return {
         "length": int(r.xlen(key)),
-        "lag": None if None in lags else sum(lags),  # unknown after a trim in between
+        "lag": None if None in lags else sum(lag or 0 for lag in lags),
         "pending": sum(group["pending"] for group in groups),
     }
 

@@ -536,3 +536,24 @@ def test_a_lease_is_not_taken_where_an_epoch_once_seen_is_forgotten(redis_url: s
         assert await streams.lease_take(r, KEYS, "you", 3000) > 0
 
     run(redis_url, body)
+
+
+@pytest.mark.parametrize("read_by_its_count, told", [(0, 3), (3, 1), (9, 1)])
+def test_a_count_that_a_rollback_made_wrong_hides_nothing_and_claims_nothing(
+    redis_url: str, read_by_its_count: int, told: int
+) -> None:
+    r = streams.connect(redis_url)
+    names = [str(r.xadd(KEYS.signals, {"id": str(n)})) for n in range(3)]
+    r.xgroup_create(KEYS.signals, "main", id="0")
+
+    def undelivered(after: str) -> int | None:
+        r.execute_command(
+            "XGROUP", "SETID", KEYS.signals, "main", after, "ENTRIESREAD", str(read_by_its_count)
+        )
+        (group,) = r.xinfo_groups(KEYS.signals)
+        return streams.undelivered(r, KEYS.signals, group)
+
+    assert undelivered(names[-1]) == 0
+    assert undelivered(names[0]) == told
+    r.xdel(KEYS.signals, names[1])  # and Redis cannot count any more
+    assert undelivered("0-1") is None
