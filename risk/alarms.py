@@ -1,8 +1,8 @@
 """Deadlines of the session: one timer of the event loop, set to the earliest.
 
 An I/O shell of risk/main.py. Times are boot milliseconds, rounded up to whole ones: however many
-deadlines fall into the same millisecond, they ring once. A deadline that was given up rings all
-the same and finds nothing to do.
+deadlines fall into the same millisecond, they ring once; so it holds at most one time for each
+millisecond up to the latest. A deadline that was given up rings all the same and finds nothing.
 """
 
 from __future__ import annotations

@@ -105,10 +105,7 @@ def take_quote(state: State, signal: Signal, now: Now) -> None:
     mark, age_ms = state.marks.get(signal.symbol), (now.market_ms - signal.quoted_ms) / now.speed
     if mark is None or not 0 < signal.bid <= signal.ask or age_ms < -QUOTE_AHEAD_MS:
         return
-    if (
-        abs(signal.bid - mark) > mark * QUOTE_OFF_MAX
-        or abs(signal.ask - mark) > mark * QUOTE_OFF_MAX
-    ):
+    if max(signal.ask - mark, mark - signal.bid) > mark * QUOTE_OFF_MAX:
         return
     known, boot_ms = state.quotes.get(signal.symbol), now.boot_ms - max(age_ms, 0.0)
     if known is None or known.boot_ms < boot_ms:

@@ -23,8 +23,9 @@ RECONCILE: Final = 3
 ENTRY: Final = 4
 HISTORY: Final = 5
 
-Params = Mapping[str, str]
 OPS_MAX: Final = 128  # of commits that become one: a millisecond of Redis
+
+Params = Mapping[str, str]
 Op = tuple[Any, ...]
 
 
