@@ -51,6 +51,11 @@ def _bool(raw: str) -> bool:
     raise ValueError("must be 1 or 0")
 
 
+# The exchange keeps 200 conditional orders of an account: a stop and a target of each position, and
+# for a moment the stop that replaces another.
+POSITIONS_MOST: Final = 90
+
+
 def _int(low: int, high: int) -> Callable[[str], int]:
     def parse(raw: str) -> int:
         try:
@@ -211,7 +216,7 @@ SETTINGS: Final = (
     # risk
     Setting("AEGIS_SIGNAL_AGE_MS", "15000", "ms, market", _int(100, 3_600_000),
             "a signal older than this is stale"),
-    Setting("AEGIS_POSITIONS_MAX", "3", "positions", _int(1, 1_000), "positions at most"),
+    Setting("AEGIS_POSITIONS_MAX", "3", "positions", _int(1, POSITIONS_MOST), "positions at most"),
     Setting("AEGIS_ROTATION", "1", "0 or 1", _bool, "replace the weakest position when full"),
     Setting("AEGIS_RISK_PER_TRADE", "0.005", "share of equity", _float(0.0001, 0.1),
             "lost when a stop is hit"),

@@ -262,8 +262,9 @@ def publish(r: redis.Redis, key: str, fields: Fields) -> str:
 
 
 def undelivered(r: redis.Redis, key: str, group: Mapping[str, Any]) -> int | None:
-    """Entries of a stream that a group, as XINFO GROUPS tells it, was not given yet. None: some, but
-    Redis cannot tell how many (it trimmed in between). Its `lag` stays wrong after a roll-back."""
+    """Entries of a stream that a group, as XINFO GROUPS tells it, was not given yet. None: some,
+    but Redis cannot tell how many (it trimmed in between). Its `lag` stays wrong after a roll-back;
+    0 is looked for."""
     if not r.xrange(key, f"({group['last-delivered-id']}", "+", 1):
         return 0
     lag = group.get("lag")

@@ -2,7 +2,7 @@
 
     this process ──XADD──▶ Redis ──▶ risk ──HTTP──▶ venue (its ledger is read at the end)
 
-Real processes, limits off: any number of positions, no rotation, no exits but flatten. A round
+Real processes, limits off: a position for each symbol, no rotation, no exits but flatten. A round
 sends one signal for each symbol at a set pace and is over when every entry has filled and has its
 stop; then everything is flattened. The venue's ledger must hold each signal's entry once, filled,
 with its stop; anything else raises. Latency is taken at a pace that leaves risk idle in between:
@@ -42,7 +42,7 @@ KEYS: Final = streams.Keys("sim", "main")
 SETTINGS: Final = {
     "AEGIS_MODE": "sim",
     "AEGIS_NODE_ID": "bench",
-    "AEGIS_POSITIONS_MAX": "1000",
+    "AEGIS_POSITIONS_MAX": "90",
     "AEGIS_EXPOSURE_MAX": "100",
     "AEGIS_ROTATION": "0",
     "AEGIS_COST_R_MAX": "10",

@@ -39,6 +39,7 @@ def test_an_unknown_setting_is_named() -> None:
         ("AEGIS_MODE", "production"),
         ("AEGIS_POSITIONS_MAX", "three"),
         ("AEGIS_POSITIONS_MAX", "0"),
+        ("AEGIS_POSITIONS_MAX", "91"),
         ("AEGIS_RISK_PER_TRADE", "nan"),
         ("AEGIS_RING_SLOTS", "100000"),
         ("AEGIS_SYMBOLS", "BTC/USDT"),
