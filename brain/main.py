@@ -34,14 +34,12 @@ from brain.desk import (
     PutJournal,
     PutSignal,
     new_desk,
-    news_of,
     on_events,
-    slow_rules,
-    use_input,
 )
 from brain.engine import Engine
 from brain.follow import refresh_all
 from brain.guard import condemned, started_ns
+from brain.inputs import news_of, slow_rules, use_input
 from brain.publisher import Publisher
 from brain.record import Recording, parse_wish
 from brain.report import desk_report

@@ -17,8 +17,9 @@ import numpy.typing as npt
 import orjson
 
 from brain import kernel, snapshot
-from brain.desk import Cut, Desk, Effect, new_desk, on_events, use_input
+from brain.desk import Cut, Desk, Effect, new_desk, on_events
 from brain.engine import Engine
+from brain.inputs import use_input
 from brain.recording import (
     CHUNK_RECORDS,
     DONE,

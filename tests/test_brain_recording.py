@@ -27,6 +27,7 @@ from brain import desk as desks
 from brain import recording as recs
 from brain import snapshot
 from brain.engine import Engine
+from brain.inputs import use_input
 from brain.kernel import new_events
 from brain.record import lane_path, parse_wish
 from brain.recording import Recorder, RecordingError, blocks
@@ -103,7 +104,7 @@ class Live:
     def use(self, told: dict[str, Any]) -> None:
         if self.recorder:
             self.recorder.note_input(self.engine.seq, told)
-        self._note(desks.use_input(self.engine.desk, told))
+        self._note(use_input(self.engine.desk, told))
 
     def _note(self, effects: Any) -> None:
         for effect in effects:

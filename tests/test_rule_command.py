@@ -15,6 +15,7 @@ from test_brain_recording import Live
 from test_brain_signals import Trading
 
 from brain import desk as desks
+from brain.inputs import slow_rules, use_input
 from brain.rules import SLOW_MAX, Candidate, as_rule, rule
 from brain.view import CandleView
 from maintenance import rule as command
@@ -151,8 +152,8 @@ def test_a_slow_rule_goes_to_shadow_then_off_by_inputs_that_a_replay_can_repeat(
 
     def decide(rows: np.ndarray) -> None:
         list(desks.on_events(trading.desk, rows, lambda: next(clock)))
-        for told in desks.slow_rules(trading.desk):
-            lines.extend(e.text for e in desks.use_input(trading.desk, told))
+        for told in slow_rules(trading.desk):
+            lines.extend(e.text for e in use_input(trading.desk, told))
             states.append((trading.desk.rules[0].asks, trading.desk.rules[0].state))
 
     trading.bench.feed(table(lively_market(1, 1, 40)), on_events=decide)
