@@ -89,10 +89,17 @@ class AskSnapshot:
     row: int
 
 
-Effect = PutSignal | PutOutcome | PutDecision | PutJournal | AskPending | AskSnapshot
+class Cut(NamedTuple):
+    """A rule's answer that was not waited for. A recording keeps it with the records that led to
+    the question: a replay that did not know would wait for ever."""
+
+    rule: str
+    symbol: str
+    timeframe: str
+    bar_ms: int  # open time of the candle
 
 
-Cut = tuple[str, str, str, int]  # rule, symbol, timeframe, open time of the candle
+Effect = PutSignal | PutOutcome | PutDecision | PutJournal | AskPending | AskSnapshot | Cut
 
 
 class Open(NamedTuple):
@@ -224,12 +231,13 @@ def _on_close(
     for each in desk.rules:
         if not each.asked(timeframe, flags):
             continue
-        if desk.cuts and (each.name, name, timeframe, what.bar_ms) in desk.cuts:
+        if desk.cuts and Cut(each.name, name, timeframe, what.bar_ms) in desk.cuts:
             each.cut = (name, timeframe, what.bar_ms)
             continue
         began_ns = boot_ns()
         found, fault = desk.guard.ask(each, view, began_ns)
         if each.cut is not None:
+            yield Cut(each.name, *each.cut)
             continue
         each.took(boot_ns() - began_ns, desk.slow_ns)
         desk.funnel.add(known_ms, ASKED)

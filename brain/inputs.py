@@ -42,13 +42,12 @@ def news_of(desk: Desk, pending: Mapping[str, str]) -> dict[str, str]:
 
 def slow_rules(desk: Desk) -> list[dict[str, Any]]:
     """Inputs that switch what has become slow: time is nothing that a replay could repeat. One
-    whose answer was not waited for is off, and the input says at which close, for the replay."""
+    whose answer was not waited for is off."""
     made: list[dict[str, Any]] = []
     for each in desk.rules:
         if each.cut is not None:
             why = f"without an answer for {each.cut[0]} {each.cut[1]}, and was interrupted"
-            told = {"input": "rule", "name": each.name, "state": "off", "why": why}
-            made.append({**told, "cut": list(each.cut)})
+            made.append({"input": "rule", "name": each.name, "state": "off", "why": why})
         elif each.slow >= SLOW_MAX and each.state != "off":
             state = each.demoted
             mean_ms = each.spent_ns / each.asks / 1e6

@@ -29,6 +29,7 @@ from brain import kernel
 from brain.desk import (
     AskPending,
     AskSnapshot,
+    Cut,
     Desk,
     Effect,
     PutJournal,
@@ -231,7 +232,7 @@ class Brain:
                 self.publisher.ask_pending()
             elif isinstance(effect, AskSnapshot):
                 self.snapshots.wanted.add(effect.row)
-            else:
+            elif not isinstance(effect, Cut):
                 self.publisher.put(effect)
             if recorder is not None:
                 recorder.note(effect)
