@@ -3,8 +3,9 @@
     decode   bytes to record, beside orjson and msgspec
     feed     WebSocket to a reader in another process, beside websockets + orjson
     ring     records a second, hop, wake-up, price of waiting
-    brain    nanoseconds a tick, the stall at a minute boundary, memory; a close by its parts,
-             beside TA-Lib and smartmoneyconcepts
+    brain    nanoseconds a tick, the stall at a minute boundary, memory; its start with an empty
+             and with a warm cache of kernels; a close by its parts, beside TA-Lib and
+             smartmoneyconcepts
     venue    the exchange in a box: paced ticks to one client, orders answered
     entries  signal in Redis to entry at the venue, and how many with their stops a second
     path     the whole system at 100,000 ticks a second
@@ -38,9 +39,9 @@ def runner(name: str, seconds: float) -> Callable[[], list[Result]]:
 
         return ring.run
     if name == "brain":
-        from benchmarks import analysis, brain
+        from benchmarks import analysis, brain, kernels
 
-        return lambda: brain.run() + analysis.run()
+        return lambda: brain.run() + kernels.run() + analysis.run()
     if name == "feed":
         from benchmarks import feed
 

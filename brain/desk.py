@@ -1,9 +1,8 @@
 """From kernel events to what is to be published: rules are asked, signals opened, outcomes written.
 
 `on_events` takes the rows of one kernel call and yields effects in order, each as soon as it is
-known; it touches the follow table of the state and nothing outside. `rearm` takes the `pending`
-hash back after a restart: a signal that the table still follows goes on untouched, another is first
-judged on the closed candles of the time in between, stop first, and then followed again.
+known; it touches the follow table of the state and nothing outside. What a desk is told besides
+(a model, signals to follow again, a rule's new state) is used by inputs.py.
 """
 
 from __future__ import annotations
@@ -20,19 +19,12 @@ import orjson
 
 from brain.events import CLOSE_EVENT, GONE, OUTCOME, RESULTS, RESYNC, WHOLE, Row
 from brain.features import FEATURES, named, open_signal
-from brain.follow import arm
 from brain.funnel import ASKED, FAULTS, SILENT, Funnel, stage_of
 from brain.gather import G_NAME, GATHERED, NUMBERS, WHAT, What, gather
 from brain.guard import Guard
-from brain.rules import SLOW_MAX, Candidate, No, Rule, stop_masks
-from brain.signals import SIDES, Check, Facts, Model, Signal, Terms, judge, signal_key
-from brain.state import (
-    ACTIVE,
-    DEGRADED,
-    State,
-    candles,
-    follows,
-)
+from brain.rules import Candidate, No, Rule, stop_masks
+from brain.signals import SIDES, Check, Facts, Model, Signal, Terms, judge
+from brain.state import ACTIVE, State
 from brain.view import INDEX, CandleView
 from records import TIMEFRAME_NAMES, TIMEFRAMES_MIN
 from streams import cause_id
@@ -97,10 +89,17 @@ class AskSnapshot:
     row: int
 
 
-Effect = PutSignal | PutOutcome | PutDecision | PutJournal | AskPending | AskSnapshot
+class Cut(NamedTuple):
+    """A rule's answer that was not waited for. A recording keeps it with the records that led to
+    the question: a replay that did not know would wait for ever."""
+
+    rule: str
+    symbol: str
+    timeframe: str
+    bar_ms: int  # open time of the candle
 
 
-Cut = tuple[str, str, str, int]  # rule, symbol, timeframe, open time of the candle
+Effect = PutSignal | PutOutcome | PutDecision | PutJournal | AskPending | AskSnapshot | Cut
 
 
 class Open(NamedTuple):
@@ -154,15 +153,15 @@ class Desk:
     numbers: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((GATHERED, NUMBERS)))
     features: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(FEATURES)))
 
-    def __post_init__(self) -> None:
-        self.guard = Guard(self.state.arrays.control)
-
     candidates: int = 0
     refused: int = 0
     signals: int = 0
     faults: int = 0
     structure_events: int = 0
     funnel: Funnel = field(default_factory=Funnel)
+
+    def __post_init__(self) -> None:
+        self.guard = Guard(self.state.arrays.control)
 
 
 def dumps(value: Any) -> str:
@@ -232,12 +231,13 @@ def _on_close(
     for each in desk.rules:
         if not each.asked(timeframe, flags):
             continue
-        if desk.cuts and (each.name, name, timeframe, what.bar_ms) in desk.cuts:
+        if desk.cuts and Cut(each.name, name, timeframe, what.bar_ms) in desk.cuts:
             each.cut = (name, timeframe, what.bar_ms)
             continue
         began_ns = boot_ns()
         found, fault = desk.guard.ask(each, view, began_ns)
         if each.cut is not None:
+            yield Cut(each.name, *each.cut)
             continue
         each.took(boot_ns() - began_ns, desk.slow_ns)
         desk.funnel.add(known_ms, ASKED)
@@ -403,56 +403,11 @@ def _entry(
     }
 
 
-# --- inputs beside the ring ------------------------------------------------------------------
-
-
-def news_of(desk: Desk, pending: Mapping[str, str]) -> dict[str, str]:
-    """Of `pending` what this desk does not know yet."""
-    return {
-        signal_id: text
-        for signal_id, text in pending.items()
-        if (key := signal_key(signal_id)) not in desk.open and key not in desk.closed
-    }
-
-
-def slow_rules(desk: Desk) -> list[dict[str, Any]]:
-    """Inputs that switch what has become slow: time is nothing that a replay could repeat. One
-    whose answer was not waited for is off, and the input says at which close, for the replay."""
-    made: list[dict[str, Any]] = []
-    for each in desk.rules:
-        if each.cut is not None:
-            why = f"without an answer for {each.cut[0]} {each.cut[1]}, and was interrupted"
-            told = {"input": "rule", "name": each.name, "state": "off", "why": why}
-            made.append({**told, "cut": list(each.cut)})
-        elif each.slow >= SLOW_MAX and each.state != "off":
-            state = each.demoted
-            mean_ms = each.spent_ns / each.asks / 1e6
-            why = f"slow: {mean_ms:.1f} ms on average, {desk.slow_ns / 1e6:g} ms are allowed"
-            made.append({"input": "rule", "name": each.name, "state": state, "why": why})
-    return made
-
-
-def use_input(desk: Desk, told: Mapping[str, Any]) -> list[Effect]:
-    """One input besides the ring: a model, signals to follow again, a rule's new state."""
-    if told["input"] == "model":
-        counts = {name: (row[0], row[1], row[2]) for name, row in told["counts"].items()}
-        desk.model = Model(told["version"], counts)
-    elif told["input"] == "pending":
-        return rearm(desk, told["signals"])
-    elif told["input"] == "rule":
-        for each in desk.rules:
-            if each.name == told["name"]:
-                each.put(told["state"], told["why"])
-        desk.faults += 1
-        desk.masks[:] = stop_masks(desk.rules)
-        return [PutJournal(f"rule {told['name']} is {told['why']}; now {told['state']}")]
-    return []
-
-
 # --- outcomes --------------------------------------------------------------------------------
 
 
-def _result(result: str, gross_r: float, price: float, known_ns: int) -> dict[str, str]:
+def result_of(result: str, gross_r: float, price: float, known_ns: int) -> dict[str, str]:
+    """How a signal ended, before costs: `gross_r` in risks, the market time in milliseconds."""
     return {
         "result": result,
         "gross_r": f"{gross_r:.6f}",
@@ -461,7 +416,7 @@ def _result(result: str, gross_r: float, price: float, known_ns: int) -> dict[st
     }
 
 
-def _outcome(each: Open, result: dict[str, str]) -> PutOutcome:
+def outcome_of(each: Open, result: dict[str, str]) -> PutOutcome:
     """The signal's fields, its end, and its features as they were."""
     risk = abs(each.entry - each.stop)
     net_r = float(result["gross_r"]) - each.cost / risk
@@ -477,103 +432,19 @@ def _outcome(each: Open, result: dict[str, str]) -> PutOutcome:
     return PutOutcome(each.id, fields)
 
 
-def _remember(memory: OrderedDict[int, Any], key: int, value: Any) -> None:
+def remember(memory: OrderedDict[int, Any], key: int, value: Any) -> None:
+    """Keep one more; beyond REMEMBERED the oldest is forgotten."""
     memory[key] = value
     if len(memory) > REMEMBERED:
         memory.popitem(last=False)
 
 
 def _on_outcome(desk: Desk, row: Row) -> list[Effect]:
-    key, result = row.key, _result(RESULTS[row.code], row.a, row.b, row.known_ns)
+    key, result = row.key, result_of(RESULTS[row.code], row.a, row.b, row.known_ns)
     each = desk.open.pop(key, None)
     if each is None:  # opened before a restart; `pending` will tell whose it is
-        _remember(desk.strays, key, result)
+        remember(desk.strays, key, result)
         return []
     _free(desk, each.slot, key)
-    _remember(desk.closed, key, None)
-    return [_outcome(each, result)]
-
-
-# --- restart ---------------------------------------------------------------------------------
-
-
-def parse_open(text: str) -> Open:
-    """An entry of `pending`. Raises ValueError, TypeError or KeyError when it is none."""
-    raw = orjson.loads(text)
-    made = Open(**{name: raw[name] for name in Open._fields})
-    numbers = (made.entry, made.stop, made.target)
-    if made.side not in (1, -1) or not min(numbers) > 0.0 or made.timeframe not in INDEX:
-        raise ValueError(f"pending signal {made.id} is no bracket")
-    return made
-
-
-def rearm(desk: Desk, pending: Mapping[str, str]) -> list[Effect]:
-    """Follow again what `pending` holds for symbols that are whole here."""
-    effects: list[Effect] = []
-    a = desk.state.arrays
-    for signal_id, text in pending.items():
-        key = signal_key(signal_id)
-        if key in desk.open or key in desk.closed:
-            continue
-        try:
-            each = parse_open(text)
-        except (ValueError, TypeError, KeyError) as error:
-            effects.append(PutJournal(f"pending {signal_id} is not understood: {error}"))
-            _remember(desk.closed, key, None)
-            continue
-        row = desk.rows.get(each.symbol)
-        if key in desk.strays:
-            _remember(desk.closed, key, None)
-            effects.append(_outcome(each, desk.strays.pop(key)))
-        elif row is not None and not a.sym[row, DEGRADED]:
-            effects += _resume(desk, each, key, row)
-    return effects
-
-
-def _resume(desk: Desk, each: Open, key: int, row: int) -> list[Effect]:
-    a = desk.state.arrays
-    if not follows(a, row, key):
-        ended = judge_on_candles(desk.state, each, row)
-        if ended is not None:
-            _remember(desk.closed, key, None)
-            return [_outcome(each, ended)]
-        slot = arm(
-            a, row, INDEX[each.timeframe], key, each.known_ns, each.deadline_ms,
-            each.bars_from_ms, each.side, each.entry, each.stop, each.target,
-        )  # fmt: skip
-        if slot < 0:
-            return [PutJournal(f"signal {each.id} is not followed: {each.symbol} has too many")]
-    desk.open[key] = each
-    desk.slots[each.slot] = key
-    return []
-
-
-def judge_on_candles(state: State, each: Open, row: int) -> dict[str, str] | None:
-    """The end of a signal by closed candles since it was known, stop first; None while open.
-
-    The finest timeframe that reaches back far enough is used; its bars from the signal's own
-    bar end on. What happened within a coarser bar before that is not seen.
-    """
-    for index, timeframe in enumerate(TIMEFRAME_NAMES):
-        bars = candles(state, row, timeframe)
-        if len(bars) and bars["open_ms"][0] <= each.bars_from_ms:
-            return _judge(each, bars, TIMEFRAMES_MIN[index] * MINUTE_MS)
-    return None
-
-
-def _judge(each: Open, bars: npt.NDArray[Any], step_ms: int) -> dict[str, str] | None:
-    risk = abs(each.entry - each.stop)
-    for bar in bars[bars["open_ms"] >= each.bars_from_ms]:
-        known_ns = (int(bar["open_ms"]) + step_ms) * 1_000_000
-        worst, best = (bar["low"], bar["high"]) if each.side > 0 else (bar["high"], bar["low"])
-        if int(bar["open_ms"]) >= each.deadline_ms:
-            gross_r = (float(bar["open"]) - each.entry) * each.side / risk
-            return _result("timeout", gross_r, float(bar["open"]), known_ns)
-        if (worst - each.stop) * each.side <= 0.0:
-            gapped = (float(bar["open"]) - each.stop) * each.side < 0.0
-            price = float(bar["open"]) if gapped else each.stop
-            return _result("loss", (price - each.entry) * each.side / risk, price, known_ns)
-        if (best - each.target) * each.side >= 0.0:
-            gross_r = abs(each.target - each.entry) / risk
-            return _result("win", gross_r, each.target, known_ns)
-    return None
+    remember(desk.closed, key, None)
+    return [outcome_of(each, result)]

@@ -29,19 +29,18 @@ from brain import kernel
 from brain.desk import (
     AskPending,
     AskSnapshot,
+    Cut,
     Desk,
     Effect,
     PutJournal,
     PutSignal,
     new_desk,
-    news_of,
     on_events,
-    slow_rules,
-    use_input,
 )
 from brain.engine import Engine
 from brain.follow import refresh_all
 from brain.guard import condemned, started_ns
+from brain.inputs import news_of, slow_rules, use_input
 from brain.publisher import Publisher
 from brain.record import Recording, parse_wish
 from brain.report import desk_report
@@ -233,7 +232,7 @@ class Brain:
                 self.publisher.ask_pending()
             elif isinstance(effect, AskSnapshot):
                 self.snapshots.wanted.add(effect.row)
-            else:
+            elif not isinstance(effect, Cut):
                 self.publisher.put(effect)
             if recorder is not None:
                 recorder.note(effect)

@@ -7,7 +7,8 @@
     RECS    ring records from the sequence `seq` on, as i8[8, n]: the eight words of all records one
             after the other, which packs three times as well as record after record
     INPT    JSON: another input, used right before the record `seq`: a model, signals to follow
-            again, a rule's new state
+            again, a rule's new state; or a rule's answer that was not waited for at a close which
+            the records behind it lead to
     MARK    JSON: counts and digests of everything up to `seq`; after every RECS
     DONE    JSON: as MARK, with the reason why the recording ended; last
 
@@ -34,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from brain.desk import Effect, PutDecision, PutJournal, PutOutcome, PutSignal
+from brain.desk import Cut, Effect, PutDecision, PutJournal, PutOutcome, PutSignal
 from brain.events import CLOSE_EVENT, KINDS, Events
 from brain.state import KERNEL_FILES, Ints
 from records import KIND_NAMES, QUOTE, RECORD, TRADE
@@ -293,7 +294,9 @@ class Recorder(threading.Thread):
 
     def _chunk(self, chunk: _Chunk, digest: Digest) -> bool:
         """Inputs, records and their MARK, or none of them: False when the file has no room."""
-        words, inputs = chunk.words[: chunk.used], b"".join(self._inputs)
+        words = chunk.words[: chunk.used]
+        cuts = [_cut_block(each, chunk.seq) for each in chunk.notes if isinstance(each, Cut)]
+        inputs = b"".join(self._inputs + cuts)
         content = words.T.tobytes()
         packed = _block(RECS, zlib.compress(content, PACK_LEVEL), len(content), chunk.seq)
         if self.bytes_written + len(inputs) + len(packed) + END_BYTES > self._bytes_max:
@@ -323,6 +326,11 @@ class Recorder(threading.Thread):
 def _block(kind: bytes, packed: bytes, size: int, seq: int) -> bytes:
     crc = zlib.crc32(packed, zlib.crc32(_BLOCK.pack(kind, len(packed), size, 0, seq)))
     return _BLOCK.pack(kind, len(packed), size, crc, seq) + packed
+
+
+def _cut_block(cut: Cut, seq: int) -> bytes:
+    content = orjson.dumps({"input": "cut", "name": cut.rule, "cut": cut[1:]})
+    return _block(INPT, zlib.compress(content, PACK_LEVEL), len(content), seq)
 
 
 # --- reading ---------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ import numpy.typing as npt
 import orjson
 
 from brain import kernel, snapshot
-from brain.desk import Cut, Desk, Effect, new_desk, on_events, use_input
+from brain.desk import Cut, Desk, Effect, new_desk, on_events
 from brain.engine import Engine
+from brain.inputs import use_input
 from brain.recording import (
     CHUNK_RECORDS,
     DONE,
@@ -38,7 +39,7 @@ from brain.recording import (
 from brain.rules import Rule, RuleError, load_rules
 from brain.signals import Terms
 from brain.state import memory_state
-from records import CLOCK, RECORD
+from records import BAR, CLOCK, RECORD
 from ring import COUNTERS_MAX, WORDS
 from ring import HEAD as HEAD_WORD
 
@@ -144,6 +145,8 @@ def replay(
             continue
         elif block.kind == RECS:
             records = records_of(block)
+            if len(records) and records["kind"][-1] == BAR:  # the engine would wait for the rest
+                raise RecordingError(f"{path} is damaged: a bar in it has no volume.")
             for begin, end, counted in part.cut(records):
                 _run(engine, made, records[begin:end], batch, counted, keep)
             progress(len(records))
@@ -157,6 +160,8 @@ def replay(
             break
     if made is None:
         raise RecordingError(f"{path} is damaged: it holds nothing.")
+    if not made.recorded and not part.over:
+        raise RecordingError(f"{path} was cut off before its first second: nothing is in it yet.")
     return made
 
 
@@ -164,9 +169,8 @@ def _cuts(path: str | os.PathLike[str], partial: bool) -> Iterator[Cut]:
     """Answers that the recorded brain did not wait for: the replay must not ask for them."""
     for block in blocks(path, partial, only=INPT):
         told = orjson.loads(block.content)
-        if told["input"] == "rule" and "cut" in told:
-            symbol, timeframe, bar_ms = told["cut"]
-            yield told["name"], symbol, timeframe, bar_ms
+        if "cut" in told:
+            yield Cut(told["name"], *told["cut"])
 
 
 def _run(

@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
+from numba.core.dispatcher import Dispatcher
+
 from brain import smc
 from brain.closing import EVERY_CLOSE
 from brain.view import CandleView
@@ -134,9 +136,15 @@ def rule(
 
 
 def as_rule(function: Function, state: RuleState = "on") -> Rule:
-    """A Rule of a function, decorated or not. Raises RuleError for unknown names."""
+    """A Rule of a function, decorated or not. Raises RuleError for unknown names, and for a
+    function that numba compiles."""
     bare = _Terms(getattr(function, "__name__", "rule"), ("1m",), (), {})
     terms: _Terms = getattr(function, "terms", bare)
+    if isinstance(function, Dispatcher):
+        raise RuleError(
+            f"rule {terms.name} is compiled by numba, to which a view means nothing: let a plain "
+            "rule hand the arrays of view.bars() to a compiled function (docs/first-rule.md)"
+        )
     unknown = [x for x in terms.timeframes if x not in TIMEFRAME_NAMES]
     unknown += [x for x in terms.on if x not in smc.CODES]
     if unknown:

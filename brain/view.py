@@ -1,8 +1,9 @@
 """What a rule sees of the market at a close: closed candles, indicators and structure, no future.
 
-Everything is read-only and lazy: a rule that looks at three numbers pays for three. `timeframe`
-arguments default to the timeframe of the candle that closed. Only `forming` speaks of candles that
-are not over: as they were at the very record that closed this one.
+Everything is lazy, and numbers or copies: a rule that looks at three numbers pays for three, and
+nothing that it does with them changes what the brain knows. `timeframe` arguments default to the
+timeframe of the candle that closed. Only `forming` speaks of candles that are not over: as they
+were at the very record that closed this one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from brain import smc
 from brain.candles import STEP_MS
@@ -57,7 +57,7 @@ _WORDS: Final = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """Closed candles, oldest first, at most 128; read-only arrays of equal length."""
+    """Closed candles, oldest first, at most 128; arrays of equal length, the caller's own."""
 
     open_ms: Ints
     open: Floats
@@ -245,8 +245,8 @@ class CandleView:
         count = int(self.arrays.counts[self.row, t])
         order = np.arange(max(count - HISTORY, 0), count) & HISTORY_MASK
         values = self.arrays.closed[self.row, t][order]
-        columns = [_frozen(values[:, k].copy()) for k in range(len(BAR_FIELDS))]
-        return Bars(_frozen(self.arrays.closed_at[self.row, t][order]), *columns)
+        columns = [values[:, k].copy() for k in range(len(BAR_FIELDS))]
+        return Bars(self.arrays.closed_at[self.row, t][order], *columns)
 
     def indicators(self, timeframe: str | None = None) -> Indicators:
         return Indicators._make(self._numbers(timeframe)[X_INDICATORS:])
@@ -333,8 +333,3 @@ def forming(arrays: Arrays, row: int, t: int) -> Indicators:
         arrays.closed[row, t], int(arrays.counts[row, t]), int(STEP_MS[t]), made,
     )  # fmt: skip
     return Indicators._make(made[: len(OUTPUTS)].tolist())
-
-
-def _frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    array.flags.writeable = False
-    return array

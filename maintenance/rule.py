@@ -13,7 +13,7 @@ from typing import Any, Final
 import config
 import process
 import streams
-from maintenance import launch, recording, replaying, running
+from maintenance import launch, recording, replaying, rule_watch, running
 
 FOLDER: Final = "rules"  # in the checkout, which every process of ours has on its path
 TEMPLATE: Final = '''"""{name}: say here what it trades and why.
@@ -100,19 +100,26 @@ def new(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """A table; 1 when one row of it fails."""
+    """A table; 1 when one row of it fails, or when the rule gives no answer at all."""
     try:
         cfg = config.load()
     except config.ConfigError as error:
         process.fail(str(error), 2)
     replaying.use_kernels(cfg.state_dir)
-    from maintenance import rule_check
-
     if str(launch.ROOT) not in sys.path:
         sys.path.insert(0, str(launch.ROOT))
-    rows = rule_check.check(dotted(args.name), cfg.rule_ms, args.recording or "")
-    print(rule_check.table(rows))
-    return 0 if all(row.ok for row in rows) else 1
+
+    def body(watch: rule_watch.Watch) -> int:
+        from maintenance import rule_check
+
+        rows = rule_check.check(dotted(args.name), cfg.rule_ms, args.recording or "", watch)
+        print(rule_check.table(rows))
+        return 0 if all(row.ok for row in rows) else 1
+
+    code, why = rule_watch.watched(body, cfg.rule_limit_ms / 1000)
+    if why:
+        process.fail(why)
+    return code
 
 
 def show(args: argparse.Namespace) -> int:

@@ -31,6 +31,7 @@ from brain.signals import Terms
 from brain.state import Arrays, memory_state
 from brain.view import CandleView
 from maintenance.rule_market import START_MS, market
+from maintenance.rule_watch import NO_WATCH, Watch
 from records import RECORD
 from ring import COUNTERS_MAX, HEAD, WORDS
 
@@ -56,7 +57,8 @@ class Row(NamedTuple):
 class Spy:
     """Asks the rule in the brain's place and keeps what it said."""
 
-    function: Callable[[CandleView, Params], Answer]
+    rule: Rule
+    watch: Watch
     after: Callable[[CandleView, Params, str], None] = lambda view, params, told: None
     answers: Answers = field(default_factory=dict)
     spent_us: list[float] = field(default_factory=list)
@@ -65,13 +67,15 @@ class Spy:
 
     def __call__(self, view: CandleView, params: Params) -> Answer:
         before = _sum(view)
-        began = time.perf_counter_ns()
         try:
-            told = self.function(view, params)
+            with self.watch.asking(self.rule.name, _at(view)):
+                began = time.perf_counter_ns()
+                told = self.rule.function(view, params)
+                spent_us = (time.perf_counter_ns() - began) / 1000
         except Exception as error:
             self.raised = self.raised or f"{_at(view)}: {type(error).__name__}: {error}"
             raise
-        self.spent_us.append((time.perf_counter_ns() - began) / 1000)
+        self.spent_us.append(spent_us)
         if _sum(view) != before:
             self.changed = self.changed or _at(view)
         text = _text(told)
@@ -99,17 +103,19 @@ def _sum(view: CandleView) -> int:
     return made
 
 
-def fresh(dotted: str) -> Rule:
+def fresh(dotted: str, watch: Watch) -> Rule:
     """The rule from its source, with nothing of what an earlier import remembers."""
     sys.modules.pop(dotted.replace(":", ".").rpartition(".")[0], None)
     importlib.invalidate_caches()
-    (name,) = {each.name for each in load_rules((dotted,))} - {each.name for each in load_rules()}
-    return next(each for each in load_rules((dotted,)) if each.name == name)
+    with watch.loading(dotted):
+        loaded = load_rules((dotted,))
+    (name,) = {each.name for each in loaded} - {each.name for each in load_rules()}
+    return next(each for each in loaded if each.name == name)
 
 
-def run(base: Rule, spy: Spy, records: npt.NDArray[Any]) -> tuple[Desk, list[Any]]:
+def run(spy: Spy, records: npt.NDArray[Any]) -> tuple[Desk, list[Any]]:
     """The rule alone on a market; the desk and the effects in order."""
-    each = replace(base, function=spy, state="on", faults=-(10**9))
+    each = replace(spy.rule, function=spy, state="on", faults=-(10**9))
     terms = Terms("check", "check", "rule", 60_000)
     desk = new_desk(memory_state(SYMBOLS), [each], terms, TAKER_FEE)
     slots = np.zeros(1 << (len(records) - 1).bit_length(), RECORD)
@@ -161,46 +167,49 @@ def _verdict(name: str, wrong: list[str], asked: int, why: str) -> Row:
     return Row(name, asked > 0, f"{asked} answers, 0 differ")
 
 
-def _compare(dotted: str, first: Spy, records: npt.NDArray[Any], used: Rule) -> Iterable[Row]:
-    """The rows about memory and lookahead. `used` has seen all of `records` before."""
+def _compare(dotted: str, first: Spy, records: npt.NDArray[Any]) -> Iterable[Row]:
+    """The rows about memory and lookahead. The rule of `first` has seen all of `records` before."""
+    watch = first.watch
     rng, cold, dark, twice = np.random.default_rng(1), list[str](), list[str](), list[str]()
     asked = 0
 
+    def said(each: Rule, view: CandleView, params: Params) -> str:
+        with watch.asking(each.name, _at(view)):
+            return _text(each.function(view, params))
+
     def again(view: CandleView, params: Params, told: str) -> None:
         nonlocal asked
-        if _text(base.function(replace(view, _seen={}), params)) != told:
+        if said(spy.rule, replace(view, _seen={}), params) != told:
             twice.append(_at(view))
         if len(spy.answers) % COLD_EVERY == 0:
             asked += 1
-            if _text(fresh(dotted).function(replace(view, _seen={}), params)) != told:
+            if said(fresh(dotted, watch), replace(view, _seen={}), params) != told:
                 cold.append(_at(view))
-            if _text(fresh(dotted).function(poisoned(view, rng), params)) != told:
+            if said(fresh(dotted, watch), poisoned(view, rng), params) != told:
                 dark.append(_at(view))
 
-    base = fresh(dotted)
-    spy = Spy(base.function, again)
-    run(base, spy, records)
+    spy = Spy(fresh(dotted, watch), watch, again)
+    run(spy, records)
     count = len(first.answers)
     yield _verdict("the same answer twice", twice, count, "it changes by being asked")
     yield _verdict("the same without memory", cold, asked, "it holds on to what it saw before")
     yield _verdict("sees the closed past only", dark, asked, "it looks at forming or later candles")
-    base = fresh(dotted)
-    other = Spy(base.function)
-    run(base, other, market(SEED, SYMBOLS, MINUTES, TURN, other=5))
+    other = Spy(fresh(dotted, watch), watch)
+    run(other, market(SEED, SYMBOLS, MINUTES, TURN, other=5))
     until_ms = START_MS + (TURN - 60) * 60_000
     wrong = differing(first.answers, other.answers, until_ms)
     early = sum(key[2] < until_ms for key in first.answers)
     yield _verdict("the same whatever comes later", wrong, early, "it depends on the future")
-    after = Spy(used.function)
-    run(used, after, records)
+    after = Spy(first.rule, watch)
+    run(after, records)
     wrong = differing(first.answers, after.answers)
     yield _verdict("the same after it saw the future", wrong, count, "it remembers: lookahead")
 
 
-def check(dotted: str, slow_ms: float, recording: str = "") -> list[Row]:
+def check(dotted: str, slow_ms: float, recording: str = "", watch: Watch = NO_WATCH) -> list[Row]:
     """All rows; the first that makes the others pointless is the last."""
     try:
-        used = fresh(dotted)
+        used = fresh(dotted, watch)
         parameters = [
             each
             for each in inspect.signature(used.function).parameters.values()
@@ -214,8 +223,8 @@ def check(dotted: str, slow_ms: float, recording: str = "") -> list[Row]:
     rows = [Row("loads", True, f"{used.name} on {frames}, {len(used.params)} parameters")]
     kernel.warm()
     records = market(SEED, SYMBOLS, MINUTES, TURN, other=4)
-    spy = Spy(used.function)
-    desk, effects = run(used, spy, records)
+    spy = Spy(used, watch)
+    desk, effects = run(spy, records)
     rows.append(
         Row("never raises", not spy.raised, spy.raised or f"asked {len(spy.spent_us)} times")
     )
@@ -226,13 +235,13 @@ def check(dotted: str, slow_ms: float, recording: str = "") -> list[Row]:
     rows.append(
         Row("changes nothing", not spy.changed, spy.changed or "what it is shown is as it was")
     )
-    rows += _compare(dotted, spy, records, used)
+    rows += _compare(dotted, spy, records)
     mean, worst = float(np.mean(spy.spent_us)), float(np.percentile(spy.spent_us, 99))
     detail = f"{mean:.1f} us on average, 99 % within {worst:.1f}; allowed {slow_ms * 1000:.0f}"
     rows.append(Row("is quick", worst < slow_ms * 1000, detail))
     rows.append(_outcomes(desk, effects))
     if recording:
-        rows.append(_recorded(dotted, recording))
+        rows.append(_recorded(dotted, recording, watch))
     return rows
 
 
@@ -254,21 +263,21 @@ def _outcomes(desk: Desk, effects: list[Any]) -> Row:
     return Row("makes signals", bool(signals) and not wrong, detail)
 
 
-def _recorded(dotted: str, path: str) -> Row:
+def _recorded(dotted: str, path: str, watch: Watch) -> Row:
     """The same over a recorded market: from a new start, after having seen it, and cut short."""
     name = f"the same on {Path(path).name}"
 
     def answers(base: Rule, until_ms: int | None = None) -> tuple[Spy, int, int]:
-        spy = Spy(base.function)
+        spy = Spy(base, watch)
         each = replace(base, function=spy, state="on", faults=-(10**9))
         made = replay(path, rules=[each], until_ms=until_ms)
         return spy, made.first_ms, made.last_ms
 
     try:
-        base = fresh(dotted)
+        base = fresh(dotted, watch)
         first, began_ms, ended_ms = answers(base)
         again, _, _ = answers(base)
-        cut, _, _ = answers(fresh(dotted), (began_ms + ended_ms) // 2)
+        cut, _, _ = answers(fresh(dotted, watch), (began_ms + ended_ms) // 2)
     except RecordingError as error:
         return Row(name, False, str(error))
     wrong = differing(first.answers, again.answers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import analysis, brain, decode, frames, report, venue
+from benchmarks import analysis, brain, decode, frames, kernels, report, venue
 from benchmarks import main as bench
 from brain.closing import WHERE
 from brain.state import memory_state
@@ -82,6 +83,49 @@ def test_the_brain_benchmark_compares_candles() -> None:
     desk.state.arrays.forming[1, 0, brain.HIGH] += 0.5
     with pytest.raises(RuntimeError, match="candle"):
         brain.check(desk, ticks)
+
+
+def test_the_kernel_benchmark_counts_what_is_compiled_and_what_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = Path(os.environ.get("NUMBA_CACHE_DIR") or tmp_path)
+    kernels.start(shared)  # in processes of their own, the second of which compiles nothing
+    seconds, counts = kernels.start(shared)
+    assert seconds > 0.0 and counts["compiled"] == 0 and counts["loaded"] > 0
+    with pytest.raises(RuntimeError, match="do not compile"):
+        kernels.start(shared, "no room")
+    folders = []
+
+    def start(folder: Path) -> tuple[float, dict[str, Any]]:
+        cold = not [*folder.iterdir()]
+        if cold:
+            folders.append(folder)
+            (folder / "a.nbc").touch()
+        return 9.0 if cold else 1.0, {"compiled": 7 * cold, "loaded": int(not cold), "uncached": []}
+
+    monkeypatch.setattr(kernels, "start", start)
+    cold, warm = kernels.run()
+    assert len(folders) == kernels.COLD_ROUNDS and not any(path.exists() for path in folders)
+    assert (cold.value, warm.value) == (9.0, 1.0)
+    assert cold.row()["compiled"] == 7 and warm.row()["loaded"] == 1
+
+
+@pytest.mark.parametrize(
+    ("cold", "warm", "files", "right"),
+    [
+        ((9, 0), (0, 3), 3, True), ((9, 1), (0, 3), 3, False), ((0, 0), (0, 3), 3, False),
+        ((9, 0), (1, 3), 3, False), ((9, 0), (0, 3), 4, False), ((9, 0), (0, 0), 0, False),
+    ],
+)  # fmt: skip
+def test_the_kernel_benchmark_notices_a_wrong_start(
+    cold: tuple[int, int], warm: tuple[int, int], files: int, right: bool
+) -> None:
+    told = [{"compiled": c, "loaded": n, "uncached": []} for c, n in (cold, warm)]
+    if right:
+        kernels.check(*told, files)
+        told[1]["uncached"] = ["x"]
+    with pytest.raises(RuntimeError):
+        kernels.check(*told, files)
 
 
 @pytest.mark.parametrize(

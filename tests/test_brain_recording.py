@@ -27,6 +27,7 @@ from brain import desk as desks
 from brain import recording as recs
 from brain import snapshot
 from brain.engine import Engine
+from brain.inputs import use_input
 from brain.kernel import new_events
 from brain.record import lane_path, parse_wish
 from brain.recording import Recorder, RecordingError, blocks
@@ -103,7 +104,7 @@ class Live:
     def use(self, told: dict[str, Any]) -> None:
         if self.recorder:
             self.recorder.note_input(self.engine.seq, told)
-        self._note(desks.use_input(self.engine.desk, told))
+        self._note(use_input(self.engine.desk, told))
 
     def _note(self, effects: Any) -> None:
         for effect in effects:
@@ -213,6 +214,28 @@ def test_a_file_that_was_cut_anywhere_is_told_in_one_sentence(recorded, tmp_path
             list(blocks(cut))
     made = replay(cut, partial=True)
     assert made.equal and not made.complete  # up to the last mark
+
+
+def test_a_recording_that_was_cut_off_in_its_first_second_is_told_in_one_sentence(
+    recorded, tmp_path: Path
+) -> None:
+    path, _ = recorded
+    recs.rewrite(tmp_path / "short", list(blocks(path))[:2])
+    with pytest.raises(RecordingError, match="before its first second"):
+        replay(tmp_path / "short", partial=True)
+    assert replay(path, until_ms=1).recorded == {}  # a part may end before the first mark
+
+
+def test_a_bar_without_its_volume_is_told_and_not_waited_for(recorded, tmp_path: Path) -> None:
+    path, _ = recorded
+    made = list(blocks(path))
+    at = next(i for i, block in enumerate(made) if block.kind == recs.RECS)
+    records = recs.records_of(made[at]).copy()
+    records["kind"][-1] = rec.BAR
+    made[at] = recs.records_block(records, made[at].seq)
+    recs.rewrite(tmp_path / "lone", made)
+    with pytest.raises(RecordingError, match="has no volume"):
+        replay(tmp_path / "lone")
 
 
 def test_foreign_damaged_and_other_files_are_told_in_one_sentence(recorded, tmp_path) -> None:

@@ -46,9 +46,39 @@ def check_shadow(state: Path) -> None:
     r.close()
 
 
+def blocks(kind: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    return [text for name, text in found if name == kind]
+
+
 def commands() -> list[str]:
-    blocks = re.findall(r"^```\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    return [line for block in blocks for line in block.splitlines()]
+    return [line for block in blocks("") for line in block.splitlines()]
+
+
+def check_of(name: str, text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    (folder / f"{name}.py").write_text(text)
+    path = os.pathsep.join([str(ROOT), str(folder)])
+    return subprocess.run(
+        [sys.executable, "-m", "maintenance.cli", "rule", "check", f"{name}.{name}"], cwd=ROOT,
+        capture_output=True, text=True, check=False, timeout=250,
+        env={**os.environ, "PYTHONPATH": path, "AEGIS_RULE_MS": "500"},
+    )  # fmt: skip
+
+
+def test_the_rule_with_a_compiled_function_passes_its_check(tmp_path: Path) -> None:
+    (text,) = blocks("python")
+    done = check_of("my_pressure", text, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"makes signals +\d+ candidates, [1-9]", done.stdout)
+
+
+@pytest.mark.parametrize("decorators", ["@njit\n@rule('it')", "@rule('it')\n@njit"])
+def test_a_rule_that_is_compiled_itself_is_one_sentence(tmp_path: Path, decorators: str) -> None:
+    text = f"from numba import njit\nfrom brain.rules import rule\n{decorators}\n"
+    done = check_of("it", text + "def it(view, params):\n    return None\n", tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("FAIL  loads") and "hand the arrays of view.bars()" in line
 
 
 def test_the_events_that_the_page_names_exist() -> None:

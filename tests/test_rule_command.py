@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,10 @@ import pytest
 from brain_bench import lively_market, table
 from test_brain_recording import Live
 from test_brain_signals import Trading
+from test_rule_hang import BODIES, MODULE
 
 from brain import desk as desks
+from brain.inputs import slow_rules, use_input
 from brain.rules import SLOW_MAX, Candidate, as_rule, rule
 from brain.view import CandleView
 from maintenance import rule as command
@@ -151,8 +155,8 @@ def test_a_slow_rule_goes_to_shadow_then_off_by_inputs_that_a_replay_can_repeat(
 
     def decide(rows: np.ndarray) -> None:
         list(desks.on_events(trading.desk, rows, lambda: next(clock)))
-        for told in desks.slow_rules(trading.desk):
-            lines.extend(e.text for e in desks.use_input(trading.desk, told))
+        for told in slow_rules(trading.desk):
+            lines.extend(e.text for e in use_input(trading.desk, told))
             states.append((trading.desk.rules[0].asks, trading.desk.rules[0].state))
 
     trading.bench.feed(table(lively_market(1, 1, 40)), on_events=decide)
@@ -171,13 +175,31 @@ def test_now_and_then_a_slow_answer_is_forgiven() -> None:
 # --- the command -----------------------------------------------------------------------------
 
 
-def aegis(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """The command as the front door starts it: the checkout before what the user's path names."""
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+    group: int  # of its processes
+
+
+def python(*words: str, **environ: str) -> Done:
+    """A process as the front door starts it: the checkout before what the user's path names."""
     path = os.pathsep.join([str(ROOT), *filter(None, [environ.pop("PYTHONPATH", "")])])
-    return subprocess.run(
-        [sys.executable, "-m", "maintenance.cli", *words], cwd=ROOT, capture_output=True,
-        text=True, check=False, timeout=250, env={**os.environ, **environ, "PYTHONPATH": path},
-    )  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, **environ, "PYTHONPATH": path}, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            out, errors = process.communicate(timeout=250)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return Done(process.returncode, out, errors, process.pid)
+
+
+def aegis(*words: str, **environ: str) -> Done:
+    return python("-m", "maintenance.cli", *words, **environ)
 
 
 def test_new_writes_a_rule_that_passes_its_check(tmp_path: Path) -> None:
@@ -193,6 +215,43 @@ def test_new_writes_a_rule_that_passes_its_check(tmp_path: Path) -> None:
     state = {"AEGIS_STATE_DIR": str(tmp_path / "s"), "REDIS_URL": ""}
     listed = aegis("rule", "list", AEGIS_RULES=f"{words[1]}=shadow", **more, **state)
     assert re.search(r"my_break +shadow +on 1m, 5m", listed.stdout), listed.stderr
+
+
+@pytest.mark.parametrize("name", [*BODIES, "late"])
+def test_a_check_of_a_rule_without_an_answer_ends_with_one_sentence(
+    tmp_path: Path, name: str
+) -> None:
+    body = BODIES.get(name, "    time.sleep(0.35)")  # more than a limit, less than two
+    (tmp_path / f"hang_{name}.py").write_text(MODULE.format(name=name, body=body, from_ms=0))
+    more = {"PYTHONPATH": str(tmp_path), "AEGIS_RULE_LIMIT_MS": "300"}
+    done = aegis("rule", "check", f"hang_{name}.{name}", **more)
+    assert done.returncode == 1 and done.stdout == ""
+    said = (
+        rf"rule {name} gave no answer within 300 ms .* at MADE\dUSDT 1m \d+, and would be off: .*"
+    )
+    assert re.fullmatch(said, done.stderr.strip()), done.stderr
+    with pytest.raises(ProcessLookupError):
+        os.killpg(done.group, 0)  # nothing of it goes on
+
+
+def test_a_check_of_a_module_that_never_loads_ends_with_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "never.py").write_text("while True:\n    pass\n")
+    script = (
+        "from maintenance import cli, rule_watch; rule_watch.LOAD_S = 0.5; "
+        "raise SystemExit(cli.main(['rule', 'check', 'never.never']))"
+    )
+    done = python("-c", script, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1 and done.stderr.startswith("never.never is not loaded within 0.5 s")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_rule_that_leaves_or_kills_the_process_does_not_pass_its_check(tmp_path: Path) -> None:
+    bodies = {"leaves": "    raise SystemExit(0)", "kills": "    __import__('os').abort()"}
+    for name, body in bodies.items():
+        text = MODULE.format(name=name, body=body, from_ms=0)
+        (tmp_path / f"it_{name}.py").write_text(text)
+        done = aegis("rule", "check", f"it_{name}.{name}", PYTHONPATH=str(tmp_path))
+        assert done.returncode == 1 and done.stdout == "", name
 
 
 @pytest.mark.parametrize("name", ["My", "3x", "a-b", "class", "../x", ""])

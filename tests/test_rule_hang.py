@@ -3,9 +3,11 @@ with a real Redis, a loop, a sleep, a loop that swallows everything, and native 
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import ring as rings
 import streams
 from brain import guard
 from brain.guard import FIRES_MAX, OLD_NS, Guard, Overdue, condemn, condemned
+from brain.recording import RECS, RecordingError, blocks, records_of
 from brain.replay import replay
 from brain.rules import as_rule, load_rules, rule
 from brain.state import C_ASKED_NS, C_ASKING, C_OFF, C_SUSPECT, OFF_MAX, open_state, state_path
@@ -126,6 +129,36 @@ def test_it_is_interrupted_and_off_and_the_others_go_on(
     state = open_state(state_path(ring.path), 4, create=False)
     (each,) = [each for each in load_rules((world.rules,)) if each.name == name]
     assert each.key in state.arrays.control[C_OFF : C_OFF + OFF_MAX]
+
+
+def kept(folder: Path) -> int:
+    """Market time in ms up to which a recording that goes on is on the disk."""
+    path = next(folder.glob("*.aegisrec"), None)
+    try:
+        made = [b for b in blocks(path, partial=True) if b.kind == RECS] if path else []
+    except RecordingError:  # it has just begun
+        return 0
+    return max((int(records_of(b)["exch_ns"].max(initial=0)) for b in made), default=0) // 1_000_000
+
+
+@pytest.mark.parametrize("world", ["loops"], indirect=True)
+def test_what_is_on_the_disk_when_it_was_interrupted_replays_without_asking_it(
+    world: World, ring, r, tmp_path: Path
+) -> None:
+    brain = world.start()
+    close_ms = -(-world.from_ms // 60_000) * 60_000 + 60_000  # of the first bar that it loops at
+    last = int(np.searchsorted(world.recs["exch_ns"], (close_ms + 2_000) * 1_000_000))
+    Feed(ring).write(world.recs[:last])
+    until(lambda: kept(tmp_path / "recorded") >= close_ms, "its close is on the disk")
+    brain.kill()
+    brain.wait()
+    (path,) = (tmp_path / "recorded").glob("*.aegisrec")
+    done = subprocess.run(
+        [sys.executable, "-m", "maintenance.cli", "replay", str(path), "--partial", "--json"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])},
+    )  # fmt: skip
+    assert done.returncode == 0 and json.loads(done.stdout)["equal"], done.stderr
 
 
 @pytest.mark.parametrize("world", ["swallows", "native"], indirect=True)
