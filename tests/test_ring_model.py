@@ -290,6 +290,7 @@ class RingModel(RuleBasedStateMachine):
         self.at = int(self.ring.words[rings.TAIL])
 
 
+@pytest.mark.timeout(BUDGET_S + 300)
 @pytest.mark.parametrize("budget_s", [BUDGET_S])
 def test_ring_writer_and_reader_survive_any_order_of_steps(
     budget_s: float, caplog: pytest.LogCaptureFixture

@@ -6,7 +6,7 @@ import json
 from decimal import Decimal
 
 import pytest
-from risk_desk import KEYS, MARKET_MS, Desk, decisions, ops, sends
+from risk_desk import KEYS, MARKET_MS, Desk, decisions, ops, replace, sends
 
 from risk import breakers
 from risk.breakers import (
@@ -35,7 +35,6 @@ from risk.events import CommandRead, Effect, Note, Refused, Throttled, Unknown
 from risk.gate import Limits
 from risk.guard import EXPECTED
 from risk.portfolio import Money
-from tests.risk_desk import replace
 
 DAY = MARKET_MS // DAY_MS
 D = Decimal

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from decimal import Decimal
 
 import pytest
-from risk_desk import MARKET_MS, instrument, signal_fields
+from risk_desk import MARKET_MS, instrument, replace, signal_fields
 
 from risk.events import Now
 from risk.gate import (
@@ -45,7 +45,6 @@ from risk.gate import (
 from risk.instruments import Bracket, parse_instrument, plain
 from risk.orders import ENTRY_LEG, Order, entry_request
 from risk.signals import Signal, parse_signal
-from tests.risk_desk import replace
 
 Check = Callable[[Case, Plan], object]
 

@@ -10,7 +10,7 @@ from dataclasses import fields
 from decimal import Decimal
 
 import pytest
-from risk_desk import MARKET_MS, instrument
+from risk_desk import MARKET_MS, instrument, replace
 from test_risk_gate import a_case, a_plan, a_signal, held, ok
 
 import config
@@ -57,7 +57,6 @@ from risk.instruments import (
     parse_instruments,
     plain,
 )
-from tests.risk_desk import replace
 
 D = Decimal
 NOTHING = Limits(exposure_max=D(1_000), leverage_max=1_000)

@@ -6,12 +6,11 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from risk_desk import MARKET_MS, Desk, decisions, ops, queries, sends
+from risk_desk import MARKET_MS, Desk, decisions, ops, queries, replace, sends
 
 from risk import reconcile
 from risk.events import Done, Pushed, Refused, Snap, SnapshotTaken, Trouble, Unknown
 from risk.state import blocked
-from tests.risk_desk import replace
 
 SYMBOL = "BTCUSDT"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from redis_writes import commit
-from risk_desk import KEYS, MARKET_MS, Desk, ops
+from risk_desk import KEYS, MARKET_MS, Desk, ops, replace
 from test_risk_reconcile import snapshot
 
 import streams
@@ -19,7 +19,6 @@ from risk.rebuild import rebuild
 from risk.recovery import START
 from risk.state import State
 from risk.step import step
-from tests.risk_desk import replace
 
 D = Decimal
 

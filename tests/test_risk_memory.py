@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from risk_desk import KEYS, MARKET_MS, Desk, cancels, decisions, ops, queries, sends
+from risk_desk import KEYS, MARKET_MS, Desk, cancels, decisions, ops, queries, replace, sends
 from test_risk_reconcile import snapshot
 from test_risk_session import looking, make_session, writing
 
@@ -29,7 +29,6 @@ from risk.main import Risk
 from risk.recovery import START
 from risk.session import Session
 from risk.state import State
-from tests.risk_desk import replace
 
 D = Decimal
 

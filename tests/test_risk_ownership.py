@@ -7,14 +7,13 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from risk_desk import KEYS, Desk, decisions, ops, queries, sends
+from risk_desk import KEYS, Desk, decisions, ops, queries, replace, sends
 from test_risk_reconcile import snapshot
 
 from risk.events import CommandRead, Done, Effect, Pushed, Refused, Send, Snap, SnapshotTaken
 from risk.reconcile import Resting, parse_snapshot, snapshot_from_json, snapshot_to_json
 from risk.recovery import START
 from risk.state import Theirs, equity, held
-from tests.risk_desk import replace
 
 D = Decimal
 THEIRS = {"ETHUSDT": (D(2), D(900))}  # worth 2,000 at the mark of 1,000; 200 in profit

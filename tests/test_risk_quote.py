@@ -5,11 +5,11 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
+from risk_desk import MARKET_MS, Desk, decisions, replace, sends, signal_fields
 
 from risk import entries
 from risk.events import Done, Query
 from risk.signals import parse_signal
-from tests.risk_desk import MARKET_MS, Desk, decisions, replace, sends, signal_fields
 
 BID, ASK = "999.9", "1000"
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from redis_writes import commit
-from risk_desk import KEYS, Desk, sends
+from risk_desk import KEYS, Desk, replace, sends
 
 import streams
 from risk import journal, orders
@@ -14,7 +14,6 @@ from risk.events import Done, Op
 from risk.orders import Order, query_request
 from risk.rebuild import rebuild
 from risk.state import State
-from tests.risk_desk import replace
 
 
 def written(desk: Desk, ended: str, revisions: int) -> list[Order]:

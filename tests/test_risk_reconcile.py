@@ -6,7 +6,7 @@ import random
 from decimal import Decimal
 
 import pytest
-from risk_desk import KEYS, MARKET_MS, Desk, cancels, queries, sends
+from risk_desk import KEYS, MARKET_MS, Desk, cancels, queries, replace, sends
 
 from risk import orders as order_fields
 from risk import portfolio
@@ -26,7 +26,6 @@ from risk.reconcile import (
 )
 from risk.recovery import START
 from streams import client_id, prefix3
-from tests.risk_desk import replace
 
 P3 = prefix3(KEYS)
 PREFIX = f"ag{P3}"

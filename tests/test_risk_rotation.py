@@ -9,7 +9,7 @@ from decimal import Decimal
 
 import pytest
 from redis_writes import commit
-from risk_desk import KEYS, NOT_FOUND, Desk, decisions, ops, queries, sends
+from risk_desk import KEYS, NOT_FOUND, Desk, decisions, ops, queries, replace, sends
 
 import streams
 from risk.events import Cancel, Done, Query, Refused, Request, Send, Throttled, Unknown
@@ -17,7 +17,6 @@ from risk.gate import Limits, Quote
 from risk.rebuild import rebuild
 from risk.rotation import COOL_DOWN_MS, HYSTERESIS
 from risk.state import State, pending_entries
-from tests.risk_desk import replace
 
 FULL = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
 

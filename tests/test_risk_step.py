@@ -14,6 +14,7 @@ from risk_desk import (
     ops,
     order_id,
     queries,
+    replace,
     sends,
     signal_fields,
 )
@@ -34,7 +35,6 @@ from risk.events import (
 )
 from risk.gate import Limits
 from risk.state import WAITING_MAX, settled
-from tests.risk_desk import replace
 
 
 def test_a_signal_becomes_one_limit_ioc_entry_with_all_legs_written_first() -> None:

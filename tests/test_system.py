@@ -54,7 +54,7 @@ def check_books(summary: dict[str, object]) -> None:
 
 
 def test_it_trades_end_to_end_and_every_book_agrees(tmp_path: Path) -> None:
-    summary = up_summary(tmp_path / "state", "--for", "40", "--symbols", "20", "--rate", "2000")
+    summary = up_summary(tmp_path / "state", "--for", "30", "--symbols", "20", "--rate", "2000")
     check_books(summary)
     assert int(str(summary["entries"])) >= 3
     assert int(str(summary["stops_placed"])) >= int(str(summary["entries"]))
@@ -62,7 +62,7 @@ def test_it_trades_end_to_end_and_every_book_agrees(tmp_path: Path) -> None:
 
 def test_a_real_tape_arrives_whole(tmp_path: Path, market_data: Path) -> None:
     tape = market_data / "raw_ws" / "usdm_btcusdt_20240808.gz"
-    options = ("--for", "25", "--tape", str(tape), "--speed", "5", "--symbols", "8")
+    options = ("--for", "15", "--tape", str(tape), "--speed", "5", "--symbols", "8")
     summary = up_summary(tmp_path / "state", *options)
     check_books(summary)
 
