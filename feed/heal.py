@@ -26,10 +26,23 @@ import numpy as np
 import numpy.typing as npt
 
 from feed import binance
-from feed.binance import CLOSE, HIGH, LOW, MS_PER_MIN, NS_PER_MS, OPEN, OPEN_MS, VOLUME, Klines
+from feed.binance import (
+    CLOSE,
+    HIGH,
+    LOW,
+    MS_PER_MIN,
+    NS_PER_MS,
+    OPEN,
+    OPEN_MS,
+    QUOTE_VOLUME,
+    TAKER_VOLUME,
+    VOLUME,
+    Klines,
+)
 from records import (
     BAR,
     BAR_VOLUME,
+    BUYER_MAKER,
     CLOSED,
     CORRECTION,
     DROP,
@@ -201,18 +214,43 @@ def worth_warming(trades_max: int, weight: int, waiting: int) -> bool:
     return cost * max(waiting, 1) <= weight
 
 
-def reaches_back(trades: Records, candle: Klines) -> bool:
-    """Whether fetched trades of a minute begin with its first one; `candle` is its row, or none.
+def reaches_back(trades: Records, candle: Klines) -> bool | None:
+    """Whether fetched trades begin with the first one of a minute; None when nothing here can tell.
 
-    An exchange that keeps too few gives the newest of them without a word. The candle was asked for
-    before the trades, so its volume is the sum of some of the first of them, if they are the first.
+    An exchange that keeps too few gives the newest of them without a word. `candle` is the minute's
+    row, or none, asked for before the trades: it holds some of the first ones, if they are the
+    first. One field alone is often met by chance, so the same trades must meet all of them.
     """
-    if not len(candle):
-        return True  # nothing had traded yet
-    volume, sums = float(candle[0, VOLUME]), np.concatenate([[0.0], np.cumsum(trades["b"])])
-    if len(trades) == binance.AGG_TRADES_MAX and sums[-1] < volume:  # a first page of several
-        return bool(trades["a"][0] == candle[0, OPEN])
-    return bool(np.any(np.abs(sums - volume) <= SUM_SHARE * max(volume, 1.0)))
+    if not len(candle) or candle[0, VOLUME] == 0:
+        return None  # nothing had traded yet, and what came since may be forgotten already
+    row = candle[0]
+    end_ns = (int(row[OPEN_MS]) + MS_PER_MIN) * NS_PER_MS
+    inside = trades[trades["exch_ns"] < end_ns]
+    if not len(inside) or inside["a"][0] != row[OPEN]:
+        return False
+    price, qty = inside["a"], inside["b"]
+    volume = np.cumsum(qty)
+    if len(inside) == binance.AGG_TRADES_MAX and volume[-1] < row[VOLUME]:
+        return None  # the first page of several
+    bought = np.cumsum(np.where(inside["flags"] & BUYER_MAKER, 0.0, qty))
+    met = (price == row[CLOSE]) & (np.maximum.accumulate(price) == row[HIGH])
+    met &= np.minimum.accumulate(price) == row[LOW]
+    for sums, column in (
+        (volume, VOLUME),
+        (np.cumsum(price * qty), QUOTE_VOLUME),
+        (bought, TAKER_VOLUME),
+    ):
+        met &= np.abs(sums - row[column]) <= SUM_SHARE * max(float(row[column]), 1.0)
+    return bool(np.any(met))
+
+
+def is_before(found: Records, first: Records, minute_ms: int) -> bool:
+    """Whether `found` begins with the trade just before `first`, and that one is older than the
+    minute: then `first` begins with the minute's first trade."""
+    if not len(found):
+        return False
+    older = int(found["exch_ns"][0]) < minute_ms * NS_PER_MS
+    return older and int(found["id"][0]) == int(first["id"][0]) - 1
 
 
 def pages(count: int) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 
 from clock import boot_ns
 from feed import binance, heal, lane
-from feed.binance import NS_PER_MS
+from feed.binance import AGG_TRADES_MAX, NS_PER_MS
 from feed.corrections import Corrections
 from feed.heal import Records
 from feed.lane import COUNT, FIRST, HELD, LAST_ID, LAST_NS, LIVE, STAT, STATUS, UNSURE, Lane
@@ -143,8 +143,10 @@ class History:
         record = self._lane.side[self._get(row, FIRST)]
         return int(record["id"]), int(record["exch_ns"]) // NS_PER_MS
 
-    async def _trades(self, row: int, from_id: int | None, start_ms: int | None) -> Records:
-        path = binance.trades_path(self.names[row], from_id, start_ms)
+    async def _trades(
+        self, row: int, from_id: int | None, start_ms: int | None, limit: int = AGG_TRADES_MAX
+    ) -> Records:
+        path = binance.trades_path(self.names[row], from_id, start_ms, limit)
         body = await self._rest.fetch(path, binance.AGG_TRADES_WEIGHT)
         return binance.parse_trades(body, row, boot_ns())
 
@@ -172,29 +174,30 @@ class History:
         fine = history[TIMEFRAMES_MIN[0]]
         trades = await self._minute_trades(row, minute_ms, fine)
         await self.outbox.publish(heal.warm_up_bars(row, history, minute_ms, boot_ns()))
-        if trades is None or not len(trades):
-            before, before_ms = await self._before_live(row, minute_ms)
-        else:
-            before, before_ms = int(trades["id"][0]) - 1, minute_ms
-        self._lane.symbols[row, LAST_ID] = before
-        self._lane.symbols[row, LAST_NS] = minute_ms * NS_PER_MS
-        if trades is None:  # what came between the minute's start and there is in no bar of ours
-            self.lost(row, minute_ms, before_ms)
-        else:
+        if trades is not None and len(trades):
+            self._go_on_behind(row, int(trades["id"][0]) - 1, minute_ms)
             await self._publish_page(row, trades)
+            return
+        before, before_ms = await self._before_live(row, minute_ms)
+        self._go_on_behind(row, before, minute_ms)
+        if trades is None or before_ms >= minute_ms:
+            # what came between the minute's start and there is in no bar of ours
+            self.lost(row, minute_ms, max(before_ms, minute_ms))
+
+    def _go_on_behind(self, row: int, last_id: int, minute_ms: int) -> None:
+        self._lane.symbols[row, LAST_ID] = last_id
+        self._lane.symbols[row, LAST_NS] = minute_ms * NS_PER_MS
 
     async def _before_live(self, row: int, minute_ms: int) -> tuple[int, int]:
         """(id, market ms at most) of the last trade before the first live one, be it waiting or
-        still to come."""
-        first_id, first_ms = self._first_waiting(row)
-        if first_id:
-            return first_id - 1, max(first_ms, minute_ms)
-        path = binance.trades_path(self.names[row], limit=1)
-        body = await self._rest.fetch(path, binance.AGG_TRADES_WEIGHT)
-        found = binance.parse_trades(body, row, boot_ns())
+        still to come. One that waits from before the minute is in the bars: REST knows the last."""
+        if self._waits(row, minute_ms):
+            first_id, first_ms = self._first_waiting(row)
+            return first_id - 1, first_ms
+        found = await self._trades(row, None, None, 1)
         if not len(found):
-            return 0, minute_ms
-        return int(found["id"][-1]), max(int(found["exch_ns"][-1]) // NS_PER_MS, minute_ms)
+            return 0, 0
+        return int(found["id"][-1]), int(found["exch_ns"][-1]) // NS_PER_MS
 
     async def _minute_trades(
         self, row: int, minute_ms: int, fine: binance.Klines
@@ -207,19 +210,33 @@ class History:
         """
         opens, left = fine[:, binance.OPEN_MS], self._rest.left() - heal.CANDLES_RESERVE
         single = int(fine[opens >= minute_ms, binance.TRADES].sum())
-        if not heal.worth_warming(single, left, len(self._warming)) and self._waits(row):
+        if not heal.worth_warming(single, left, len(self._warming)) and self._waits(row, minute_ms):
             return None
         for look in range(LAG_WAITS_MAX):
             trades = await self._trades(row, None, minute_ms)
             if len(trades):
-                return trades if heal.reaches_back(trades, fine[opens == minute_ms]) else None
-            if not self._waits(row):
+                first = await self._is_first(row, trades, minute_ms, fine[opens == minute_ms])
+                return trades if first else None
+            if not self._waits(row, minute_ms):
                 return trades
-            await asyncio.sleep(LAG_WAIT_S * 2**look)  # the waiting one is of that minute or later
+            await asyncio.sleep(LAG_WAIT_S * 2**look)
         return None  # REST stays behind the socket
 
-    def _waits(self, row: int) -> bool:
-        return self._first_waiting(row)[0] > 0
+    async def _is_first(
+        self, row: int, trades: Records, minute_ms: int, candle: binance.Klines
+    ) -> bool:
+        """Whether `trades` begin with the minute's first one; the trade before it proves what the
+        candle cannot."""
+        told = heal.reaches_back(trades, candle)
+        if told is None:
+            found = await self._trades(row, int(trades["id"][0]) - 1, None, 1)
+            told = heal.is_before(found, trades, minute_ms)
+        return told
+
+    def _waits(self, row: int, minute_ms: int) -> bool:
+        """Whether the first trade that waits is of this minute or later."""
+        first_id, first_ms = self._first_waiting(row)
+        return first_id > 0 and first_ms >= minute_ms
 
     async def _first_trade_ms(self, row: int) -> int:
         """Market time of the first live trade, or now when the symbol is quiet."""
@@ -288,7 +305,7 @@ class History:
             page = await self._trades(row, last_id + 1, None)
             await self._publish_page(row, page, last_id)
             lags = 0 if self._get(row, LAST_ID) > last_id else lags + 1
-            if missing < 0 and self._missing(row) < 0 and len(page) < binance.AGG_TRADES_MAX:
+            if missing < 0 and self._missing(row) < 0 and len(page) < AGG_TRADES_MAX:
                 if not self._is_live(row):
                     return  # the socket is down: asked for again when it is back
                 if lane.release(self._lane, row, boot_ns()) == 1:  # up to date, but for the room

@@ -17,6 +17,7 @@ from feed.main import remember
 from records import (
     BAR,
     BAR_VOLUME,
+    BUYER_MAKER,
     CLOSED,
     CORRECTION,
     RECORD,
@@ -250,37 +251,81 @@ def test_back_off_doubles_with_jitter_and_is_bounded() -> None:
     assert backoff_s(10_000, 1.0) == BACKOFF_S_MAX
 
 
-def _minute(*qty: float) -> heal.Records:
-    made = np.zeros(len(qty), RECORD)
-    made["a"], made["b"] = 100.0 + np.arange(len(qty)), qty
+MINUTE_MS = DAY0 + 60_000
+TRADES = (  # price, quantity, whether the buyer rested, ms within the minute
+    (100.0, 0.1, False, 5), (102.0, 0.2, True, 9), (99.0, 0.3, False, 20_000),
+    (101.0, 0.4, True, 59_999), (103.0, 0.5, False, 60_000), (98.0, 0.7, True, 60_001),
+)  # fmt: skip
+
+
+def _page(begin: int, end: int) -> heal.Records:
+    """Trades begin..end as REST gives them."""
+    made = np.zeros(end - begin, RECORD)
+    for record, (price, qty, maker, ms) in zip(made, TRADES[begin:end], strict=True):
+        record["exch_ns"], record["a"], record["b"] = (MINUTE_MS + ms) * 1_000_000, price, qty
+        record["flags"] = BUYER_MAKER if maker else 0
+    made["id"] = np.arange(begin, end) + 1
     return made
 
 
-def _candle(first: float, volume: float) -> binance.Klines:
-    made = np.zeros((1, 9))
-    made[0, binance.OPEN], made[0, binance.VOLUME] = first, volume
-    return made
+def _candle(begin: int, end: int) -> binance.Klines:
+    """Those trades in one candle of the minute."""
+    price, qty, maker, _ = (np.array(column) for column in zip(*TRADES[begin:end], strict=True))
+    row = [
+        MINUTE_MS, price[0], price.max(), price.min(), price[-1],
+        qty.sum(), (price * qty).sum(), qty[~maker].sum(), len(qty),
+    ]  # fmt: skip
+    return np.array([row])
 
 
 @pytest.mark.parametrize(
-    ("qty", "volume", "right"),
+    ("page", "candle", "right"),
     [
-        ((0.1, 0.2, 0.3), 0.1 + 0.2, True),  # the candle is a little older than the trades
-        ((0.1, 0.2, 0.3), 0.6, True),
-        ((0.1, 0.2, 0.3), 0.0, True),
-        ((0.2, 0.3), 0.6, False),  # the first one is missing
-        ((0.2, 0.3), 0.3, False),
-        ((0.1, 0.2), 0.6, False),  # trades behind the candle: not known either
+        ((0, 6), (0, 4), True),
+        ((0, 6), (0, 2), True),  # the candle is a little older than the trades
+        ((0, 4), (0, 4), True),
+        ((1, 6), (0, 4), False),  # the first one is missing
+        ((4, 6), (0, 4), False),  # all of the minute are
+        ((0, 2), (0, 4), False),  # trades behind the candle: not known either
     ],
 )
 def test_a_page_of_trades_is_held_against_the_minutes_candle(
-    qty: tuple[float, ...], volume: float, right: bool
+    page: tuple[int, int], candle: tuple[int, int], right: bool
 ) -> None:
-    assert heal.reaches_back(_minute(*qty), _candle(100.0, volume)) is right
-    assert heal.reaches_back(_minute(*qty), np.zeros((0, 9)))  # no candle, nothing had traded
+    assert heal.reaches_back(_page(*page), _candle(*candle)) is right
 
 
-@pytest.mark.parametrize(("first", "right"), [(100.0, True), (100.5, False)])
-def test_of_a_full_page_only_the_opening_price_can_tell(first: float, right: bool) -> None:
-    page = _minute(*[1.0] * binance.AGG_TRADES_MAX)
-    assert heal.reaches_back(page, _candle(first, 5_000.0)) is right
+@pytest.mark.parametrize("column", range(binance.OPEN, binance.TAKER_VOLUME + 1))
+def test_trades_that_meet_all_of_a_candle_but_one_field_are_not_its_first(column: int) -> None:
+    candle = _candle(0, 3)
+    candle[0, column] += 0.1
+    assert heal.reaches_back(_page(0, 6), candle) is False
+
+
+def test_trades_of_later_minutes_meet_a_candles_sums_by_chance_and_are_not_believed() -> None:
+    page = _page(0, 4)
+    page["exch_ns"] += 60_000_000_000
+    assert heal.reaches_back(page, _candle(0, 4)) is False
+
+
+def test_a_candle_without_trades_cannot_tell_and_neither_can_one_beyond_a_full_page() -> None:
+    flat = np.array([[MINUTE_MS, 100.0, 100.0, 100.0, 100.0, 0.0, 0.0, 0.0, 0.0]])
+    assert heal.reaches_back(_page(0, 4), flat) is None
+    assert heal.reaches_back(_page(0, 4), flat[:0]) is None
+    page = np.repeat(_page(0, 1), binance.AGG_TRADES_MAX)
+    busy = _candle(0, 1)
+    busy[0, binance.VOLUME] = 5_000.0
+    assert heal.reaches_back(page, busy) is None
+    busy[0, binance.OPEN] = 100.5
+    assert heal.reaches_back(page, busy) is False
+
+
+def test_only_the_trade_just_before_proves_that_a_page_begins_with_its_minute() -> None:
+    first = _page(2, 4)
+    before = _page(1, 2)
+    before["exch_ns"] = MINUTE_MS * 1_000_000 - 1
+    assert heal.is_before(before, first, MINUTE_MS)
+    assert not heal.is_before(_page(1, 2), first, MINUTE_MS)  # of the same minute
+    assert not heal.is_before(before[:0], first, MINUTE_MS)
+    before["id"] -= 1
+    assert not heal.is_before(before, first, MINUTE_MS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from scripted_exchange import T0_MS, Exchange
 from test_feed_ends import answering
 
 import ring as rings
-from feed import binance, heal, lane
+from feed import binance, heal, history, lane
 from feed import rest as rests
 from feed.address import Address
 from feed.corrections import Corrections
@@ -336,6 +336,100 @@ def test_a_rest_that_no_longer_has_the_minutes_first_trades_is_not_believed(
     run(work)
 
 
+def test_a_late_warm_up_takes_no_page_of_later_trades_for_its_minute(tmp_path: Path) -> None:
+    """Each minute has 20 equal trades, so that any 20 of them sum to its candle."""
+
+    async def work() -> None:
+        exchange = Exchange("BTCUSDT")
+        exchange.step_ms, exchange.kept = 3_000, 40
+        exchange.failing = [("klines", b"HTTP/1.1 400 X\r\n\r\n{}")]  # until minutes have passed
+        async with exchange, running(tmp_path, exchange, FAST) as desk:
+            exchange.paused = True
+            await until(lambda: desk.ids(0)[-1] == exchange.last_id["BTCUSDT"])
+            assert desk.count("refused_duplicate") == 0 and desk.continuous(0)
+            ours = minute_sums(desk.read(), 0)
+            theirs = exchange.candles("BTCUSDT", 1, {"limit": "100000"})
+            mine = {minute: ours.get(minute) for minute in (row[0] // 60_000 for row in theirs)}
+            assert mine == {row[0] // 60_000: float(row[5]) for row in theirs}
+
+    run(work)
+
+
+class Interrupted(Exchange):
+    """`then` happens just after the first answer to a path that holds `word`, or just before."""
+
+    word, before = "", False
+    then: Callable[[], None]
+
+    def _rest(self, path: str) -> Any:
+        due = bool(self.word) and self.word in path
+        if due:
+            self.word = ""
+        if due and self.before:
+            self.then()
+        answer = super()._rest(path)
+        if due and not self.before:
+            self.then()
+        return answer
+
+
+async def quiet_warm_up(
+    folder: Path, exchange: Interrupted, word: str, then: Callable[[], None]
+) -> None:
+    """Warm a symbol up that does not trade but for what `then` does; its bars must be right."""
+    exchange.quiet.add("BTCUSDT")
+    exchange.step_ms = 200
+    exchange.word, exchange.then = word, then
+    async with exchange, running(folder, exchange, FAST) as desk:
+        exchange.quiet.clear()
+        newest = exchange.last_id["BTCUSDT"]
+        await until(lambda: len(desk.ids(0)) > 20)
+        exchange.paused = True
+        await until(lambda: desk.ids(0)[-1] == exchange.last_id["BTCUSDT"])
+        assert not exchange.word and newest > exchange.first_id["BTCUSDT"]
+        ours = minute_sums(desk.read(), 0)
+        for row in exchange.candles("BTCUSDT", 1, LIMIT):
+            assert ours[row[0] // 60_000] == float(row[5])
+
+
+def test_what_trades_between_two_looks_of_a_warm_up_is_not_lost_unseen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "FIRST_TRADE_S", 0.1)
+
+    async def work() -> None:
+        exchange = Interrupted("BTCUSDT")
+
+        def then() -> None:
+            for client in exchange.open_clients("market"):
+                client.delay_s = 0.3  # REST is ahead of the socket
+            for _ in range(3):
+                exchange.trade("BTCUSDT")
+
+        await quiet_warm_up(tmp_path, exchange, "startTime", then)
+
+    run(work)
+
+
+def test_a_trade_that_the_bars_of_a_warm_up_hold_already_is_not_counted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "FIRST_TRADE_S", 0.1)
+
+    async def work() -> None:
+        exchange = Interrupted("BTCUSDT")
+
+        def then() -> None:
+            now_ms, exchange.now_ms = exchange.now_ms, exchange.now_ms // 60_000 * 60_000 - 1
+            exchange.trade("BTCUSDT")  # one of the minute before that arrives late
+            exchange.now_ms = now_ms
+
+        exchange.before = True
+        await quiet_warm_up(tmp_path, exchange, "klines", then)
+
+    run(work)
+
+
 def test_a_rest_that_is_behind_the_socket_hides_no_trade_of_the_first_minute(
     tmp_path: Path,
 ) -> None:
@@ -355,17 +449,19 @@ def test_a_warm_up_that_fails_behind_its_bars_says_them_only_once(tmp_path: Path
     async def work() -> None:
         exchange = Exchange("BTCUSDT")
         exchange.step_ms = 5
+        exchange.now_ms = T0_MS - 10 * exchange.step_ms
         for _ in range(1500):
             exchange.tick()
-        exchange.failing = [("fromId", b"HTTP/1.1 400 X\r\n\r\n{}")]
+        first = next(t["a"] for t in exchange.trades["BTCUSDT"] if t["T"] >= T0_MS)
+        beyond = f"fromId={first + binance.AGG_TRADES_MAX}"  # of the first page
+        exchange.failing = [(beyond, b"HTTP/1.1 400 X\r\n\r\n{}")]
         async with exchange, running(tmp_path, exchange, replace(FAST)) as desk:
             found = desk.read()
             assert not exchange.failing and desk.continuous(0)
             bars = found[found["kind"] == BAR]
             told = list(zip(bars["aux"].tolist(), bars["exch_ns"].tolist(), strict=True))
             assert len(told) == len(set(told))
-            first = exchange.first_id["BTCUSDT"] + 1
-            assert desk.ids(0)[0] == first
+            assert desk.ids(0)[0] == first and desk.count("corrections") == 0
 
     run(work)
 
