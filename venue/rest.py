@@ -57,7 +57,7 @@ Given = TypeVar("Given", bound=House, covariant=True)
 Asked = TypeVar("Asked", bound=House, contravariant=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: Python 3.11 cannot make a generic one that is frozen too
 class CallOf(Generic[Given]):
     """A request that passed the door; handlers of the account serve both kinds of market."""
 
@@ -79,7 +79,7 @@ class Reply:
     content_type: str = "application/json"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # as CallOf
 class RouteOf(Generic[Asked]):
     handler: Callable[[CallOf[Asked]], Any]
     security: int = PUBLIC
