@@ -1,9 +1,9 @@
 """Bars that lost trades: which ones, and their replacement by the exchange's own candles.
 
-An I/O shell. One task per symbol, finest timeframe first, so that the symbol is whole as soon as
-its 1m bars are. A bar is replaced once it is over and its symbol is LIVE: by then every trade of
+An I/O shell. One task per symbol, finest timeframe first. A bar is replaced once it is over and its symbol is LIVE: by then every trade of
 that time is published or declared lost, and none can come after the correction that holds it.
-HEALED is never said while something that was lost still lacks its correction.
+HEALED is never said while something that was lost still lacks its correction, but for a coarser
+bar that is still forming: the reader makes that one of the finer ones.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class Corrections:
         del planned[timeframe_min]
         if not planned and not self._loses(row):
             self._lane.lost[row] = 0
-        if timeframe_min == FINEST_MIN:
+        if self._lane.symbols[row, LOSSY]:
             await self._say_healed(row)
 
     def _loses(self, row: int) -> bool:
@@ -164,10 +164,17 @@ class Corrections:
         symbol = self._lane.symbols[row]
         return bool(symbol[GAP_COUNT] or symbol[REPORT] & LOST)
 
+    def _is_right(self, row: int) -> bool:
+        """Whether no 1m bar lacks its correction, and no coarser one that is over."""
+        planned = self._planned[row]
+        return FINEST_MIN not in planned and not any(
+            heal.ended(planned[t], t, self._market_ms) for t in planned
+        )
+
     async def _say_healed(self, row: int) -> None:
-        """The 1m bars are right again, unless more was lost meanwhile. LIVE tells, UNSURE asks."""
+        """If the bars are right again, and no more was lost meanwhile. LIVE tells, UNSURE asks."""
         symbol = self._lane.symbols[row]
-        while FINEST_MIN not in self._planned[row]:
+        while self._is_right(row):
             if self._loses(row):
                 return  # its own correction will come here
             waits = symbol[STATUS] != LIVE  # then whoever makes it LIVE says HEALED

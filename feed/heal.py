@@ -13,8 +13,9 @@ A hole is filled id by id when it is small and the weight budget allows, else it
 GAP with its count, and each bar it touched is replaced by a BAR with CLOSED | CORRECTION once the
 bar is over and the symbol's trades of that time are all published, never before: a correction
 holds every trade of its bar, so one that came after it would count twice. The symbol is HEALED
-when its 1m bars are right again. A coarser bar that is still forming is right from then on too,
-because the reader makes it of the finer ones; its own correction follows when it ends.
+when its 1m bars and every coarser one that is over are right again. A coarser bar that is still
+forming is right from then on too, because the reader makes it of the finer ones; its own correction
+follows when it ends.
 """
 
 from __future__ import annotations
@@ -194,6 +195,11 @@ def due(planned: set[int], timeframe_min: int, market_ms: int) -> Correction | N
     """The bars among `planned` (open times) that are over, as one range; None when none is."""
     over = [ms for ms in planned if Correction(timeframe_min, ms, ms).due_ms <= market_ms]
     return Correction(timeframe_min, min(over), max(over)) if over else None
+
+
+def ended(planned: set[int], timeframe_min: int, market_ms: int) -> bool:
+    """Whether one of the bars among `planned` (open times) is over, its candle final or not."""
+    return bool(planned) and min(planned) + timeframe_min * MS_PER_MIN <= market_ms
 
 
 def correction_flags() -> int:

@@ -121,9 +121,35 @@ def test_every_timeframe_is_corrected_when_it_is_over_the_finest_first(tmp_path:
             rig.corrections.tick(MINUTE_MS + 2 * 86_400_000)
             await until(lambda: len(rig.published()) == 6)
             kinds = [(BAR, t, FIXED) for t in (1, 5, 15, 60, 1440)]
-            assert rig.published() == [kinds[0], (HEALED, 0, 0), *kinds[1:]]
+            assert rig.published() == [*kinds, (HEALED, 0, 0)]
             weights = [path.split("limit=")[1] for path in exchange.requests]
             assert weights == ["1"] * 5
+
+    run(work)
+
+
+def test_a_symbol_is_whole_when_every_bar_that_is_over_is_and_says_it_once(tmp_path: Path) -> None:
+    async def work() -> None:
+        exchange = Exchange("BTCUSDT")
+        async with rigged(tmp_path, exchange) as (rig, _):
+
+            async def published_by(market_ms: int, count: int) -> list[tuple[int, int, int]]:
+                def looked() -> bool:
+                    rig.corrections.tick(market_ms)
+                    return len(rig.published()) == count
+
+                await until(looked)
+                await asyncio.sleep(0.1)
+                return rig.published()
+
+            rig.corrections.plan(0, T0_MS, T0_MS)
+            ended = {t: heal.floor_ms(T0_MS, t) + t * 60_000 for t in (15, 1440)}
+            told = [(BAR, 1, FIXED), (BAR, 5, FIXED)]
+            assert await published_by(ended[15], 2) == told  # 15m is over, its candle not final
+            told += [(BAR, 15, FIXED), (HEALED, 0, 0)]
+            assert await published_by(ended[15] + heal.SETTLE_MS, 4) == told
+            told += [(BAR, 60, FIXED), (BAR, 1440, FIXED)]
+            assert await published_by(ended[1440] + heal.SETTLE_MS, 6) == told
 
     run(work)
 
