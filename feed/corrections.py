@@ -1,9 +1,10 @@
 """Bars that lost trades: which ones, and their replacement by the exchange's own candles.
 
-An I/O shell. One task per symbol, finest timeframe first. A bar is replaced once it is over and its symbol is LIVE: by then every trade of
-that time is published or declared lost, and none can come after the correction that holds it.
-HEALED is never said while something that was lost still lacks its correction, but for a coarser
-bar that is still forming: the reader makes that one of the finer ones.
+An I/O shell. One task per symbol, finest timeframe first. A bar is replaced once it is over and its
+symbol is LIVE: by then every trade of that time is published or declared lost, and none can come
+after the correction that holds it. HEALED is never said while something that was lost still lacks
+its correction, but for a coarser bar that is still forming: the reader makes that one of the finer
+ones.
 """
 
 from __future__ import annotations

@@ -37,7 +37,12 @@ class Fill(Struct, frozen=True):
 
     @property
     def key(self) -> str:
-        return f"{self.symbol}:{self.trade_id}"
+        return fill_key(self.symbol, self.trade_id)
+
+
+def fill_key(symbol: str, trade_id: int | str) -> str:
+    """What an execution is remembered by: trade ids are a symbol's own."""
+    return f"{symbol}:{trade_id}"
 
 
 def fill_from_push(o: Mapping[str, Any]) -> Fill:

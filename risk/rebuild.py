@@ -23,8 +23,10 @@ from risk.history import (
     symbols_asked,
 )
 from risk.orders import Order
+from risk.portfolio import fill_key
 from risk.reconcile import Snapshot, parse_snapshot
 from risk.state import SEEN_FILLS_MAX, SEEN_MONEY_MAX, State, put_order, remember
+from streams import SEEN_MAX, Keys
 
 READ_MAX = 5_000  # hashes in one pipeline
 REVISIONS_MAX = 200  # of one leg that are looked for; more were never seen
@@ -45,9 +47,30 @@ async def _hashes(r: redis.asyncio.Redis, names: list[str]) -> list[dict[str, st
     return made
 
 
+async def _restore_ids(r: redis.asyncio.Redis, keys: Keys) -> None:
+    """The ids of what stands in `fills` and `ledger`, where Redis lost them alone (a DEL, an
+    eviction): without them the exchange's history would be written there a second time."""
+    for stream, ids, id_of in (
+        (keys.fills, keys.fill_ids, lambda row: fill_key(row["symbol"], row["trade_id"])),
+        (keys.ledger, keys.ledger_ids, lambda row: row["id"]),
+    ):
+        missing = min(await r.xlen(stream), SEEN_MAX) - await r.zcard(ids)
+        if missing <= 0:
+            continue
+        log.error("redis had lost ids of %s: at least %d put back", stream, missing)
+        newest = "+"
+        for _ in range(SEEN_MAX // READ_MAX):
+            rows: Any = await r.xrevrange(stream, newest, "-", count=READ_MAX)
+            if not rows:
+                break
+            await r.zadd(ids, {id_of(row): int(row["ms"]) for _, row in rows}, nx=True)
+            newest = f"({rows[-1][0]}"
+
+
 async def rebuild(r: redis.asyncio.Redis, state: State) -> None:
     """Fill an empty state with positions, their orders, open orders, sums and counted fills."""
     keys = state.keys
+    await _restore_ids(r, keys)
     answers: Any = await r.smembers(keys.positions)
     symbols = sorted(answers)
     for fields in await _hashes(r, [keys.position(symbol) for symbol in symbols]):

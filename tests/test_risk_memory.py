@@ -281,6 +281,35 @@ def test_the_books_that_redis_has_are_known_at_a_start(redis_url: str) -> None:
     assert set(state.seen_money) == {"transfer:70:6", "funding:BTCUSDT:7"}
 
 
+def test_ids_that_redis_lost_alone_are_put_back_from_what_stands_in_the_books(
+    redis_url: str,
+) -> None:
+    """Each of the two sets: gone, or begun anew since; more rows than one page of them."""
+    rows = 6_001
+
+    async def work() -> tuple[State, list[list[str]]]:
+        r = streams.connect_async(redis_url)
+        async with r.pipeline(transaction=False) as pipe:
+            for number in range(rows):
+                row = {"symbol": "BTCUSDT", "trade_id": str(number), "ms": str(100 + number)}
+                pipe.xadd(KEYS.fills, row)
+                pipe.xadd(KEYS.ledger, {"id": f"fee:BTCUSDT:{number}", "ms": str(100 + number)})
+            pipe.zadd(KEYS.ledger_ids, {f"fee:BTCUSDT:{rows - 1}": 100 + rows - 1})
+            await pipe.execute()
+        state = State(KEYS, "abc", "main", 1)
+        try:
+            await rebuild.rebuild(r, state)
+            ids = (KEYS.fill_ids, KEYS.ledger_ids)
+            return state, [[str(x) for x in await r.zrange(key, 0, -1)] for key in ids]
+        finally:
+            await r.aclose()
+
+    state, (fills, ledger) = asyncio.run(work())
+    assert fills == [f"BTCUSDT:{number}" for number in range(rows)]
+    assert ledger == [f"fee:{name}" for name in fills]
+    assert set(state.seen) == set(fills) and state.books_ms == 100 + rows - 1
+
+
 # --- a holder that cannot be sure of its lease -------------------------------------------------
 
 
