@@ -24,7 +24,7 @@ from risk.transport import Ask, Connection, Http, Lost, Told, Unsent, unpack
 GET, POST = Ask("GET", "/a?b=1", {"X-Key": "k"}), Ask("POST", "/a", {}, "b=1")
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-Weight: 7\r\n\r\nhello"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"
-PACKED = gzip.compress(b"hello")
+PACKED = gzip.compress(b"hello", mtime=0)
 ZIPPED = (
     b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(PACKED)
 ) + PACKED
