@@ -165,7 +165,7 @@ def hear_of_money(rig: Rig) -> None:
 
     def booked() -> bool:
         told = sum(row["kind"] == "funding" for row in chaos_redis.booked(rig))
-        return told >= int(paid)
+        return told >= int(paid) and not waiting(rig)  # the command itself included
 
     with contextlib.suppress(TimeoutError):
         rig.wait(booked, MONEY_S_MAX, "funding to be booked")
