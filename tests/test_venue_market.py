@@ -265,14 +265,15 @@ def test_a_tape_plays_beside_generated_symbols_on_one_clock() -> None:
     assert before[-1, CLOSE] == own[0, P1]
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize(
-    "content",
-    [b"not gzip", gzip.compress(b"no json\n"), gzip.compress(b"1 {}\n"), gzip.compress(b""),
-     gzip.compress(b'1 {"data":{"e":"trade","s":"X"}}\n')],
-)  # fmt: skip
-def test_what_is_no_tape_is_refused_in_one_sentence(tmp_path: Path, content: bytes) -> None:
+    "content", [b"no json\n", b"1 {}\n", b"", b'1 {"data":{"e":"trade","s":"X"}}\n']
+)
+def test_what_is_no_tape_is_refused_in_one_sentence(
+    tmp_path: Path, content: bytes, packed: bool
+) -> None:
     path = tmp_path / "x.gz"
-    path.write_bytes(content)
+    path.write_bytes(gzip.compress(content) if packed else content)
     with pytest.raises(tape.TapeError) as refused:
         tape.load([str(path)])
     assert str(path) in str(refused.value) and "\n" not in str(refused.value)
