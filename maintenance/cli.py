@@ -106,6 +106,9 @@ def _venue(rest: list[str]) -> int:
     return single.run("venue", "venue.main", rest)
 
 
+EVERY_TEST: Final = ["-n", "2", "--dist", "loadfile"]  # they wait more than they compute
+
+
 def _warm_module(module: str, rest: list[str]) -> int:
     """Becomes a module of the checkout; kernels are compiled before it, on all cores, and shared
     with every process that it starts."""
@@ -121,7 +124,7 @@ def _warm_module(module: str, rest: list[str]) -> int:
 
 
 def _test(rest: list[str]) -> int:
-    return _warm_module("pytest", rest)
+    return _warm_module("pytest", rest or EVERY_TEST)
 
 
 def _bench(rest: list[str]) -> int:

@@ -13,7 +13,7 @@ import pytest
 from ring_world import HEAL_TRADES_MAX, HOUR_MS, Market, Rest, Scout, Writer, settling
 
 import ring as rings
-from feed import lane
+from feed import heal, lane
 from records import GAP, HEALED, REFUSED, TRADE
 
 SLOTS, SIDE_SLOTS = 16, 8
@@ -202,6 +202,7 @@ def test_a_loss_since_nobody_knows_when_is_dated_when_it_happens(place: Place) -
 
 
 def test_lost_bars_are_corrected_by_a_later_life_however_old_the_gap(place: Place) -> None:
+    place.market.now_ms = heal.floor_ms(place.market.now_ms, 1440) + 25 * HOUR_MS
     place.fill()
     place.trades(3)
     place.read()
