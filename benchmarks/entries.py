@@ -7,12 +7,16 @@ sends one signal for each symbol at a set pace and is over when every entry has 
 stop; then everything is flattened. The venue's ledger must hold each signal's entry once, filled,
 with its stop; anything else raises. Latency is taken at a pace that leaves risk idle in between:
 from before the XADD to the ledger's time of the order, which is in whole milliseconds.
+
+ccxt sends the same orders to a venue of its own, in turns with us (ccxt_entries.py).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +43,7 @@ LOOK_AGAIN_S: Final = 0.2  # well within what risk takes as fresh
 DEPOSIT: Final = "10000000"
 STOP_SHARE, TARGET_SHARE = 0.02, 0.04
 KEYS: Final = streams.Keys("sim", "main")
+ROOT: Final = Path(__file__).resolve().parent.parent
 SETTINGS: Final = {
     "AEGIS_MODE": "sim",
     "AEGIS_NODE_ID": "bench",
@@ -77,11 +82,66 @@ def until(look: Callable[[], Any], what: str) -> Any:
     raise RuntimeError(f"waited {WAIT_S:.0f} s in vain for {what}")
 
 
+class Rival:
+    """ccxt on a venue of its own."""
+
+    def __init__(self, url: str, ledger: Path) -> None:
+        self.ledger = ledger
+        ask(f"{url}/venue/v1/deposit", "POST", {"asset": "USDT", "amount": DEPOSIT})
+        argv = [sys.executable, "-m", "benchmarks.ccxt_entries", url]
+        self.process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        self.symbols = self._told()["symbols"]
+
+    def _told(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError("the rival ended in the middle")
+        told: dict[str, Any] = json.loads(line)
+        return told
+
+    def one_round(self) -> float:
+        """Entries a second. Raises RuntimeError unless all their orders are in the ledger."""
+        assert self.process.stdin is not None
+        at = self.ledger.stat().st_size
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        told = self._told()
+        made = [key.split()[0] for key in placed(self.ledger, at)]
+        # the market order that closes is one more
+        if (
+            made.count("order_new") != 2 * self.symbols
+            or made.count("algo_new") != 2 * self.symbols
+        ):
+            raise RuntimeError(f"the rival placed {len(made)} events for {told}")
+        return float(told["entries"] / told["seconds"])
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.communicate(timeout=10)
+
+
+@contextmanager
+def rival(symbols: int) -> Iterator[Rival]:
+    with venue(*words(symbols)) as (_, url, state):
+        made = Rival(url, state / "ledger.jsonl")
+        try:
+            yield made
+        finally:
+            made.end()
+
+
+def words(symbols: int) -> tuple[str, ...]:
+    """The venue's options, ours and the rival's."""
+    return ("--symbols", str(symbols), "--rate", "300", "--speed", "1", "--limits", "off")
+
+
 @contextmanager
 def running(symbols: int) -> Iterator[Bench]:
     """Redis on its file, a venue with much money, one risk that trades."""
-    words = ("--symbols", str(symbols), "--rate", "300", "--speed", "1", "--limits", "off")
-    with tempfile.TemporaryDirectory() as name, venue(*words) as (venue_pid, url, state):
+    with tempfile.TemporaryDirectory() as name, venue(*words(symbols)) as (venue_pid, url, state):
         folder, port = Path(name), redis_server.free_port()
         argv = redis_server.command(redis_server.find_binary(), folder, port)
         with (folder / "risk.log").open("ab") as log:
@@ -143,10 +203,10 @@ def send(bench: Bench, names: list[str], name: str, pace: float) -> dict[str, fl
     return sent
 
 
-def placed(bench: Bench, from_byte: int) -> dict[str, dict[str, Any]]:
+def placed(ledger: Path, from_byte: int) -> dict[str, dict[str, Any]]:
     """Client id -> first event of each order and conditional order since `from_byte`."""
     found: dict[str, dict[str, Any]] = {}
-    with bench.ledger.open("rb") as file:
+    with ledger.open("rb") as file:
         file.seek(from_byte)
         for line in file:
             if not line.endswith(b"\n"):
@@ -169,7 +229,7 @@ def one_round(
     stops = {entry: f"{entry[:-2]}s0" for entry in sent}
 
     def whole() -> Mapping[str, dict[str, Any]] | None:
-        found = placed(bench, at)
+        found = placed(bench.ledger, at)
         wanted = [f"order_new {e}" for e in sent] + [f"trade {e}" for e in sent]
         wanted += [f"algo_new {s}" for s in stops.values()]
         return found if all(key in found for key in wanted) else None
@@ -177,7 +237,7 @@ def one_round(
     try:
         found = until(whole, f"{len(sent)} entries, each with its stop")
     except RuntimeError as error:
-        found = placed(bench, at)
+        found = placed(bench.ledger, at)
         rows = [row for _, row in bench.r.xrange(KEYS.decisions)]
         told = {r["symbol"]: r["refused_by"] for r in rows if r["outcome"] != "entry"}
         bare = [key for key in [*(f"trade {e}" for e in sent), *stops.values()] if key not in found]
@@ -195,16 +255,18 @@ def one_round(
 
 
 def run(symbols: int = SYMBOLS, rounds: int = ROUNDS) -> list[Result]:
-    with running(symbols) as bench:
+    with running(symbols) as bench, rival(symbols) as peer:
         told = ask(f"{bench.venue_url}/fapi/v1/exchangeInfo")["symbols"]
         names = sorted(row["symbol"] for row in told)
         one_round(bench, names, "first", CALM_PACE)  # leverage and margin type are set once
-        rates, costs, bare = [], [], []
+        peer.one_round()
+        rates, costs, bare, theirs = [], [], [], []
         for number in range(rounds):
             spent = [cpu_s(pid) for pid in (bench.risk_pid, bench.redis_pid, bench.venue_pid)]
             rate, _, naked = one_round(bench, names, f"round{number}", PACE)
             costs.append(1e6 * (cpu_s(bench.risk_pid) - spent[0]) / len(names))
             rates.append(rate)
+            theirs.append(peer.one_round())
             bare += naked
         _, delays, _ = one_round(bench, names, "calm", CALM_PACE)
     delays.sort()
@@ -212,6 +274,8 @@ def run(symbols: int = SYMBOLS, rounds: int = ROUNDS) -> list[Result]:
     note = f"{symbols} symbols, {PACE:.0f}/s offered"
     return [
         Result("risk, entries with their stops", "1/s", rates, 500.0, False, note),
+        Result("ccxt, the same orders and nothing kept", "1/s", theirs),
+        Result("risk against ccxt", "x", [a / b for a, b in zip(rates, theirs, strict=True)]),
         Result("risk, CPU of one, from signal to flat again", "us", costs),
         Result("risk, entry to its stop under that load", "ms", bare),
         Result("risk, signal in Redis to entry at the venue", "ms", delays, 2.0),

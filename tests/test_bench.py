@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import analysis, brain, decode, frames, kernels, report, venue
+from benchmarks import analysis, brain, decode, entries, frames, kernels, report, venue
 from benchmarks import main as bench
 from brain.closing import WHERE
 from brain.state import memory_state
@@ -169,3 +169,12 @@ def test_the_venue_benchmark_holds_its_count_against_the_venue() -> None:
     assert paced.value > 0 and share.value > 0 and per_core.value > 0
     answered, cost = venue.orders(count=64, rounds=1)
     assert answered.value > 0 and cost.value > 0
+
+
+def test_ccxts_entries_are_counted_in_the_ledger_and_a_missing_one_is_noticed() -> None:
+    with entries.rival(4) as peer:
+        assert peer.symbols == 4 and peer.one_round() > 0.0
+        assert peer.one_round() > 0.0  # flat again in between
+        peer.symbols = 5
+        with pytest.raises(RuntimeError, match="the rival placed 24 events"):
+            peer.one_round()
