@@ -1,8 +1,9 @@
 """`aegis chart SYMBOL`: candles with the structure that the brain found in them, as PNG and HTML.
 
-Candles come from a running brain's state. What is drawn is brain/picture.py's: every mark stands
-at the bar at whose close it was known, lines and boxes reach back to what they speak of. The PNG is
-matplotlib's, the interactive page plotly's, whole in one file: it needs no network.
+Candles come from a running brain's state, or from that of a replayed recording. What is drawn is
+brain/picture.py's: every mark stands at the bar at whose close it was known, lines and boxes reach
+back to what they speak of. The PNG is matplotlib's, the interactive page plotly's, whole in one
+file: it needs no network.
 
 Red and green have a second sign: rising candles are hollow and falling ones full, pivots point down
 from highs and up from lows, zones that stand carry an arrow.
@@ -20,11 +21,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import config
 import process
-from maintenance import launch, running, warm
+from maintenance import launch, replaying, running, warm
 from records import TIMEFRAME_NAMES, TIMEFRAMES_MIN
 
 if TYPE_CHECKING:
     from brain.picture import Picture
+    from brain.state import State
 
 BARS: Final = (20, 1_000)
 UP, DOWN = "#089981", "#f23645"
@@ -340,10 +342,22 @@ def _symbol(point: Point) -> str:
 # --- the command -------------------------------------------------------------------------------
 
 
+def picture_of(state: State, symbol: str, timeframe: str) -> Picture | str:
+    """What a brain's state knows of a symbol, or why nothing can be drawn."""
+    from brain.picture import picture
+    from brain.state import candles
+
+    if state.row(symbol) is None:
+        return f"{symbol} is not among the symbols"
+    found = candles(state, symbol, timeframe)
+    if not len(found):
+        return f"{symbol} has no closed {timeframe} candle yet"
+    return picture(symbol, timeframe, found, candles(state, symbol, "1d"))
+
+
 def live(cfg: config.Config, symbol: str, timeframe: str) -> Picture:
     """From the state of the brain that has this symbol. Ends with a sentence when there is none."""
     from brain import state as states
-    from brain.picture import picture
 
     told: list[str] = []
     for ring in launch.ring_paths(cfg):
@@ -353,15 +367,25 @@ def live(cfg: config.Config, symbol: str, timeframe: str) -> Picture:
         except states.StateError as error:
             told.append(str(error))
             continue
-        if state.row(symbol) is None:
-            told.append(f"{symbol} is not among the symbols of {path.name}")
-            continue
-        candles = states.candles(state, symbol, timeframe)
-        if not len(candles):
-            told.append(f"{symbol} has no closed {timeframe} candle yet")
-            continue
-        return picture(symbol, timeframe, candles, states.candles(state, symbol, "1d"))
+        made = picture_of(state, symbol, timeframe)
+        if not isinstance(made, str):
+            return made
+        told.append(f"{made} of {path.name}")
     return process.fail(f"Nothing to draw: {'; '.join(told)}. Is `aegis up` running here?")
+
+
+def recorded(path: str, symbol: str, timeframe: str, until: str | None, partial: bool) -> Picture:
+    """As the brain stood at the end of a recording, or at a market time within it; no rule is
+    asked. Ends with a sentence when there is nothing to draw."""
+    from brain.recording import RecordingError
+    from brain.replay import replay
+
+    try:
+        made = replay(path, until_ms=replaying.market_ms(until), partial=partial, rules=[])
+    except RecordingError as error:
+        return process.fail(str(error))
+    found = picture_of(made.desk.state, symbol, timeframe)
+    return process.fail(f"Nothing to draw: {found} in {path}.") if isinstance(found, str) else found
 
 
 def main(args: argparse.Namespace) -> int:
@@ -372,7 +396,12 @@ def main(args: argparse.Namespace) -> int:
     if not BARS[0] <= args.bars <= BARS[1]:
         process.fail(f"--bars {args.bars} is not within {BARS[0]} and {BARS[1]}.", 2)
     os.environ.setdefault(warm.CACHE_ENV, str(warm.numba_cache_dir(cfg.state_dir)))
-    made = live(cfg, symbol, args.timeframe)
+    if args.recording:
+        made = recorded(args.recording, symbol, args.timeframe, args.until_ms, args.partial)
+    elif args.until_ms or args.partial:
+        process.fail("--until and --partial need --recording.", 2)
+    else:
+        made = live(cfg, symbol, args.timeframe)
     stem = Path(args.out or f"chart-{symbol}-{args.timeframe}")
     png, page = stem.with_suffix(".png"), stem.with_suffix(".html")
     try:

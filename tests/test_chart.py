@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from brain_bench import lively_market, table
+from test_brain_recording import Live
 
 from brain import state as states
 from brain.picture import CANDLES_MAX, Mark, picture
@@ -143,3 +145,29 @@ def test_the_candles_of_a_running_brain_are_drawn(
     made = chart.live(cfg, "BTCUSDT", "5m")
     assert told(made.marks) == told(picture("BTCUSDT", "5m", rows, NONE).marks)
     assert isinstance(made.marks[0], Mark)
+
+
+def test_a_recording_is_drawn_as_the_brain_stood_at_its_end_or_earlier(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.aegisrec"
+    brain = Live(path, table(lively_market(3, 2, 120)))
+    brain.run(len(brain.records) // 3)
+    brain.record()
+    brain.run(len(brain.records))
+    brain.stop()
+    state = brain.engine.desk.state
+    name = state.name(0)
+    here: Any = chart.picture_of(state, name, "1m")
+    made = chart.recorded(str(path), name, "1m", None, partial=False)
+    assert len(made.candles) > 50 and made.marks
+    assert told(made.marks) == told(here.marks)
+    np.testing.assert_array_equal(made.candles, here.candles)
+    middle_ms = int(made.candles["open_ms"][-20])
+    before = chart.recorded(str(path), name, "1m", str(middle_ms), partial=False)
+    assert before.candles["open_ms"][-1] == middle_ms - 60_000
+    for words in ((str(path), "NONE"), (str(tmp_path / "none"), name)):
+        with pytest.raises(SystemExit):
+            chart.recorded(*words, "1m", None, partial=False)
+    said = capsys.readouterr().err.splitlines()
+    assert "NONE is not among the symbols" in said[0] and "cannot be read" in said[1]
