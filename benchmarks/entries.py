@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -83,16 +84,17 @@ def until(look: Callable[[], Any], what: str) -> Any:
 
 
 class Rival:
-    """ccxt on a venue of its own."""
+    """ccxt on a venue of its own, which stands still but for its rounds."""
 
-    def __init__(self, url: str, ledger: Path) -> None:
-        self.ledger = ledger
+    def __init__(self, venue_pid: int, url: str, ledger: Path) -> None:
+        self.venue_pid, self.ledger = venue_pid, ledger
         ask(f"{url}/venue/v1/deposit", "POST", {"asset": "USDT", "amount": DEPOSIT})
         argv = [sys.executable, "-m", "benchmarks.ccxt_entries", url]
         self.process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
         )
         self.symbols = self._told()["symbols"]
+        os.kill(venue_pid, signal.SIGSTOP)
 
     def _told(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -106,27 +108,29 @@ class Rival:
         """Entries a second. Raises RuntimeError unless all their orders are in the ledger."""
         assert self.process.stdin is not None
         at = self.ledger.stat().st_size
+        os.kill(self.venue_pid, signal.SIGCONT)
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         told = self._told()
+        time.sleep(LOOK_S)
+        os.kill(self.venue_pid, signal.SIGSTOP)
         made = [key.split()[0] for key in placed(self.ledger, at)]
-        # the market order that closes is one more
-        if (
-            made.count("order_new") != 2 * self.symbols
-            or made.count("algo_new") != 2 * self.symbols
-        ):
+        # an entry and an end, both filled; a stop and a target
+        each = {made.count(kind) for kind in ("order_new", "trade", "algo_new")}
+        if each != {2 * self.symbols}:
             raise RuntimeError(f"the rival placed {len(made)} events for {told}")
         return float(told["entries"] / told["seconds"])
 
     def end(self) -> None:
+        os.kill(self.venue_pid, signal.SIGCONT)
         self.process.kill()
         self.process.communicate(timeout=10)
 
 
 @contextmanager
 def rival(symbols: int) -> Iterator[Rival]:
-    with venue(*words(symbols)) as (_, url, state):
-        made = Rival(url, state / "ledger.jsonl")
+    with venue(*words(symbols)) as (pid, url, state):
+        made = Rival(pid, url, state / "ledger.jsonl")
         try:
             yield made
         finally:
