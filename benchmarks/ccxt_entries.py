@@ -56,10 +56,10 @@ async def leave(client: Any, symbol: str, amount: float) -> None:
 async def rounds(url: str) -> None:
     client = connect(url)
     try:
-        await client.load_time_difference()
         await client.load_markets()
         print(json.dumps({"symbols": len(client.symbols)}), flush=True)
         while await asyncio.to_thread(sys.stdin.readline):
+            await client.load_time_difference()  # the venue may have stood still
             asks = {name: row["ask"] for name, row in (await client.fetch_bids_asks()).items()}
             began = time.perf_counter()
             amounts = await asyncio.gather(*(enter(client, *pair) for pair in asks.items()))
